@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What user space and the marker's programs share: map keys and values, the
+ * settings, the reasons. Mirrored in src/sys/abi.rs, where a test reads this
+ * file and compares.
+ *
+ * Fixed width, explicit padding, a size assertion each. Fields in network order
+ * say so by their type.
+ */
+#ifndef GLOWD_ABI_H
+#define GLOWD_ABI_H
+
+#include <linux/types.h>
+
+/* Map "flows": hash. */
+struct flow_key {
+	__u8 src[16];
+	__u8 dst[16];
+	__be16 src_port;
+	__be16 dst_port;
+	__u8 protocol;		/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad[3];		/* zero */
+};
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+
+/* Set by the ingress program: the path's MTU leaves no room for a header. */
+#define FLOW_NO_ROOM 1
+
+struct flow_value {
+	__u32 label;		/* flow label: tag and entropy, 20 bits; 0: none */
+	__u16 experiment;	/* 1 to 511 */
+	__u8 activity;		/* 0 to 63 */
+	__u8 flags;		/* FLOW_* */
+};
+_Static_assert(sizeof(struct flow_value) == 8, "flow_value");
+
+/*
+ * Map "default_flow": array of one flow_value. What packets of no flow carry
+ * with match_all; label 0 is none.
+ */
+
+/* settings.strategy */
+#define STRATEGY_LABEL 0
+#define STRATEGY_HOP_BY_HOP 1
+#define STRATEGY_DESTINATION 2
+#define STRATEGY_HOP_BY_HOP_DESTINATION 3
+
+/* Section ".rodata.settings": chosen before load, constant for the verifier. */
+struct settings {
+	__u8 strategy;
+	__u8 match_all;
+	__u8 debug;		/* bpf_printk a line per packet of a flow */
+	__u8 check_mtu;		/* the kernel has bpf_check_mtu (5.12) */
+};
+_Static_assert(sizeof(struct settings) == 4, "settings");
+
+/*
+ * Map "mtus": hash, __u32 interface index to __u32 MTU. Looked at only on a
+ * kernel without bpf_check_mtu.
+ */
+
+/*
+ * Map "unmarked": per-CPU array of __u64, packets that went out unmarked
+ * although they belong (or, for later fragments, may belong) to a flow.
+ */
+enum unmarked_reason {
+	UNMARKED_FRAGMENT,	/* not a first fragment, so without ports */
+	UNMARKED_HOP_BY_HOP,	/* has a hop-by-hop header; a second is illegal */
+	UNMARKED_EXTENSION,	/* has an extension header where ours would go */
+	UNMARKED_MTU,		/* would exceed the interface's MTU */
+	UNMARKED_PATH_MTU,	/* would exceed the path's MTU */
+	UNMARKED_LENGTH,	/* payload length is a jumbogram's or would overflow */
+	UNMARKED_VLAN,		/* more VLAN tags than the kernel lets us move */
+	UNMARKED_GSO,		/* a GSO type that cannot grow a header */
+	UNMARKED_KERNEL,	/* a helper refused: no memory */
+	UNMARKED_REASONS,
+};
+
+#endif

@@ -1,0 +1,2 @@
+//! Compiles bpf/*.bpf.c.
+fn main() {}

@@ -1,0 +1,225 @@
+//! The open flows: what each is, since when, and what a new event changes.
+//!
+//! Owned by the dispatcher; only its thread touches it. How many flows may be
+//! open is not its business but that of [`Admission`], whose tickets it holds.
+
+use std::collections::hash_map::Entry;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::entropy::EntropyKey;
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
+
+/// Counts the flows that are open or promised, so that whoever sends a start
+/// learns at once, without waiting for the dispatcher, whether there is room.
+#[derive(Debug)]
+pub struct Admission {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Admission {
+    /// Room for `limit` flows.
+    pub fn new(limit: usize) -> Self {
+        Admission { limit, used: AtomicUsize::new(0) }
+    }
+
+    /// How many flows may be open (`maxFlows`).
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Takes `tickets` of what is left, or none.
+    pub fn reserve(&self, tickets: usize) -> bool {
+        let take = |used: usize| used.checked_add(tickets).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Gives tickets back.
+    pub fn release(&self, tickets: usize) {
+        self.used.fetch_sub(tickets, Ordering::Relaxed);
+    }
+}
+
+/// What an event did to the table.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A flow was opened.
+    Opened(Flow),
+    /// The flow was open, with this very tag: nothing changed.
+    Repeated,
+    /// The flow was open with another tag: that one is over, this one is open.
+    Retagged {
+        /// As it was.
+        old: Flow,
+        /// As it is.
+        new: Flow,
+    },
+    /// A flow was closed.
+    Closed(Flow),
+    /// An end of a flow that is not open.
+    Unknown,
+}
+
+/// The open flows.
+#[derive(Debug)]
+pub struct FlowTable {
+    flows: HashMap<FlowId, Stored>,
+    key: EntropyKey,
+}
+
+/// A flow without its id, which is the key.
+#[derive(Debug)]
+struct Stored {
+    tag: crate::flow::Tag,
+    label: u32,
+    start: Timestamp,
+    source: &'static str,
+    application: Option<std::sync::Arc<str>>,
+}
+
+impl Stored {
+    fn flow(&self, id: FlowId) -> Flow {
+        Flow {
+            id,
+            tag: self.tag,
+            label: self.label,
+            start: self.start,
+            source: self.source,
+            application: self.application.clone(),
+        }
+    }
+}
+
+impl FlowTable {
+    /// An empty table, whose labels get their entropy by `key`.
+    pub fn new(key: EntropyKey) -> Self {
+        FlowTable { flows: HashMap::new(), key }
+    }
+
+    /// Applies an event that arrived at `now` from the plugin `source`.
+    pub fn apply(&mut self, event: FlowEvent, source: &'static str, now: Timestamp) -> Change {
+        let id = event.id;
+        match event.state {
+            FlowState::Start => {
+                let start = event.time.unwrap_or(now);
+                let label = event.tag.label(self.key.entropy(&id));
+                let application = event.application;
+                let new = Stored { tag: event.tag, label, start, source, application };
+                match self.flows.entry(id) {
+                    Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id)),
+                    Entry::Occupied(slot) if slot.get().tag == event.tag => Change::Repeated,
+                    Entry::Occupied(mut slot) => {
+                        let old = slot.insert(new).flow(id);
+                        Change::Retagged { old, new: slot.get().flow(id) }
+                    }
+                }
+            }
+            FlowState::End => match self.flows.remove(&id) {
+                Some(stored) => {
+                    self.give_memory_back();
+                    Change::Closed(stored.flow(id))
+                }
+                None => Change::Unknown,
+            },
+        }
+    }
+
+    /// A table that was once large does not stay so for good.
+    fn give_memory_back(&mut self) {
+        if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
+            self.flows.shrink_to(self.flows.len() * 2);
+        }
+    }
+
+    /// Whether that flow is open.
+    pub fn contains(&self, id: &FlowId) -> bool {
+        self.flows.contains_key(id)
+    }
+
+    /// How many flows are open.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// All open flows, in no order.
+    pub fn flows(&self) -> Vec<Flow> {
+        self.flows.iter().map(|(id, stored)| stored.flow(*id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Protocol, Tag};
+
+    fn event(state: FlowState, port: u16, activity: u64) -> FlowEvent {
+        let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
+        let dst = "[2001:db8::2]:1094".parse().unwrap();
+        FlowEvent {
+            state,
+            id: FlowId::new(Protocol::Tcp, src, dst).unwrap(),
+            tag: Tag::new(2, activity).unwrap(),
+            time: None,
+            application: None,
+        }
+    }
+
+    fn table() -> FlowTable {
+        FlowTable::new(EntropyKey::of_this_boot())
+    }
+
+    #[test]
+    fn a_flow_opens_once_and_closes_once() {
+        let mut table = table();
+        let opened = table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
+        let Change::Opened(flow) = opened else { panic!("{opened:?}") };
+        assert_eq!((flow.start, flow.source), (Timestamp(5), "api"));
+        assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
+        let again = table.apply(event(FlowState::Start, 7, 16), "namedPipe", Timestamp(6));
+        assert_eq!(again, Change::Repeated);
+        assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
+        let closed = table.apply(event(FlowState::End, 7, 1), "api", Timestamp(7));
+        assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
+        let unknown = table.apply(event(FlowState::End, 7, 16), "api", Timestamp(8));
+        assert_eq!((unknown, table.len()), (Change::Unknown, 0));
+    }
+
+    /// Defect 7 of the peers: a repeated start drew the entropy anew.
+    #[test]
+    fn defect_07_entropy_lasts_for_the_life_of_the_flow() {
+        let mut labels = Vec::new();
+        for _ in 0..2 {
+            // A new table is what a restart makes.
+            let mut table = table();
+            table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
+            table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(6));
+            labels.extend(table.flows().iter().map(|flow| flow.label));
+        }
+        assert_eq!(labels.len(), 2);
+        assert_eq!(labels[0], labels[1]);
+    }
+
+    #[test]
+    fn another_tag_ends_the_old_flow_and_starts_the_new() {
+        let mut table = table();
+        table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
+        let change = table.apply(event(FlowState::Start, 7, 15), "api", Timestamp(9));
+        let Change::Retagged { old, new } = change else { panic!("{change:?}") };
+        assert_eq!((old.tag.activity(), old.start), (16, Timestamp(5)));
+        assert_eq!((new.tag.activity(), new.start), (15, Timestamp(9)));
+        assert_eq!(old.label & 0xC_0103, new.label & 0xC_0103);
+        assert_eq!(table.flows(), vec![new]);
+    }
+
+    #[test]
+    fn admission_never_exceeds_its_limit() {
+        let room = Admission::new(3);
+        assert!(room.reserve(2));
+        assert!(!room.reserve(2), "all or nothing");
+        assert!(room.reserve(1));
+        assert!(!room.reserve(1));
+        room.release(3);
+        assert!(room.reserve(3) && !room.reserve(usize::MAX));
+    }
+}

@@ -1,0 +1,40 @@
+//! glowd, the network flow and packet marking daemon.
+//!
+//! ```text
+//!     plugins/*  --FlowEvent-->  dispatcher  --Event-->  backends/*
+//!     named_pipe                 flow_table              marker   -> eBPF map, egress packets
+//!     api                        (one thread)            firefly  -> UDP datagrams
+//!     (one thread each)                                  (one thread each)
+//!
+//!     main thread: daemon.rs waits for a signal or a dead worker
+//! ```
+//!
+//! The modules below follow the data. This is the inside of one program, not an
+//! API for others; it is a library so that tests and fuzz targets reach it.
+
+pub mod firefly;
+pub mod flow;
+
+pub mod plugins;
+
+pub mod dispatcher;
+pub mod entropy;
+pub mod flow_table;
+
+pub mod backends;
+
+pub mod daemon;
+pub mod pid_file;
+pub mod run_dir;
+pub mod shutdown;
+pub mod systemd;
+pub mod worker;
+
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod log;
+pub mod part;
+
+pub mod net;
+pub mod sys;

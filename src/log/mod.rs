@@ -1,0 +1,3 @@
+//! Where log lines go.
+
+pub mod limit;

@@ -1,0 +1,1 @@
+//! Talking to the network and the kernel, in safe code.

@@ -1,0 +1,39 @@
+//! What plugins and backends have in common: one registration each, which
+//! carries the part's configuration keys and the function that builds it.
+//!
+//! A part lives in three phases. Check: its keys are judged by their table and
+//! by `check`, which touch nothing. Build: `build` acquires what the part needs
+//! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
+
+use crate::config::{Key, Section};
+use crate::error::Result;
+
+/// The registration of a part. `T` is the trait object that it builds.
+pub struct Spec<T: ?Sized> {
+    /// Configuration key, canonical (`namedPipe`). The part's file is its
+    /// snake_case.
+    pub name: &'static str,
+    /// Names under which other programs' configurations know the part.
+    pub aliases: &'static [&'static str],
+    /// What it does: a sentence for the man page, without a full stop.
+    pub summary: &'static str,
+    /// Its keys, in the order of the documentation.
+    pub keys: &'static [Key],
+    /// Rules over several of its keys; each message starts with the key that
+    /// has to change. Pure.
+    pub check: fn(&Section) -> Vec<String>,
+    /// Acquires what the part needs.
+    pub build: fn(&Section, &Context) -> Result<Box<T>>,
+}
+
+/// What a part may need to know of the whole when it is built.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The most flows that are open at a time (`maxFlows`).
+    pub max_flows: u32,
+}
+
+/// For parts whose keys do not depend on each other.
+pub fn no_rules(_: &Section) -> Vec<String> {
+    Vec::new()
+}

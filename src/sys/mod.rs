@@ -1,0 +1,2 @@
+//! The only folder in which `unsafe` compiles: one file per kernel object, each
+//! of which turns raw calls into owned, safe types.

@@ -1,0 +1,1 @@
+//! Configurations: goldens of every error, both dialects, the shipped file.

@@ -1,0 +1,1 @@
+//! Fireflies on the wire, against schema and collector.

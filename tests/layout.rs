@@ -1,0 +1,1 @@
+//! That the tree is as ARCHITECTURE.md says.

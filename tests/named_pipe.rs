@@ -1,0 +1,1 @@
+//! The named pipe of a running daemon.

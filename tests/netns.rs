@@ -1,0 +1,1 @@
+//! The daemon in network namespaces with real traffic. Root.

@@ -1,0 +1,11 @@
+//! Integration tests: one binary, a module per topic.
+mod api;
+mod cli;
+mod common;
+mod config;
+mod firefly;
+mod layout;
+mod marker;
+mod named_pipe;
+mod netns;
+mod pipeline;
