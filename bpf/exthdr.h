@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Strategies "hopByHop", "destination" and both: the tag in an option of an
+ * extension header behind the IPv6 header, RFC 8200 sections 4.2 to 4.6.
+ *
+ * First decide, then grow, then write. Every refusal comes before the first
+ * change, and a change that cannot be completed is undone: the packet leaves
+ * as it came or whole with its new header.
+ */
+#ifndef GLOWD_EXTHDR_H
+#define GLOWD_EXTHDR_H
+
+#include "parse.h"
+
+/* Option type of RFC 4727: skip if unknown, does not change en route. */
+#define OPTION_TYPE 0x1e
+#define OPTION_LEN 3
+/* One header: next header, length 0, the option, Pad1. */
+#define EXTHDR_LEN 8
+
+/* RFC 8200 section 5: every link carries this much. */
+#define IPV6_MIN_MTU 1280
+
+/* Kept free for a VLAN tag, so that putting it back cannot fail. */
+#define SPARE 8
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} mtus SEC(".maps");
+
+/* How many octets the strategy adds. */
+static __always_inline __u32 room(__u8 strategy)
+{
+	return strategy == STRATEGY_HOP_BY_HOP_DESTINATION ? 2 * EXTHDR_LEN : EXTHDR_LEN;
+}
+
+/* The MTU of the packet's interface; 0: unknown. */
+static __always_inline __u32 interface_mtu(struct __sk_buff *skb, __u8 check_mtu)
+{
+	__u32 mtu = 0, ifindex = skb->ifindex;
+	__u32 *known;
+
+	/*
+	 * Asked without a change of length: what counts is not its verdict but
+	 * the MTU that it leaves behind, since its own sum takes VLAN tags in
+	 * the data for payload.
+	 */
+	if (check_mtu)
+		return bpf_check_mtu(skb, 0, &mtu, 0, 0) < 0 ? 0 : mtu;
+	known = bpf_map_lookup_elem(&mtus, &ifindex);
+	return known ? *known : 0;
+}
+
+/* How a packet can grow, as decide_growth() found. */
+struct growth {
+	__u64 flags;		/* for bpf_skb_adjust_room */
+	__u16 payload_len;	/* the IPv6 header's, before */
+};
+
+/*
+ * Whether the packet can take @len octets more. Returns UNMARKED_REASONS if so,
+ * else the reason.
+ */
+static __always_inline enum unmarked_reason
+decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flags,
+	      const volatile struct settings *settings, struct growth *growth)
+{
+	__u32 len = room(settings->strategy), gso_size = skb->gso_size;
+	__u32 payload, size, mtu;
+	__be16 field;
+	__u8 offset;
+
+	if (packet->next_header == NEXT_HOP_BY_HOP &&
+	    settings->strategy != STRATEGY_DESTINATION)
+		return UNMARKED_HOP_BY_HOP;
+	/*
+	 * Ours would stand first: right for hop-by-hop options, wrong for
+	 * destination options before any header but Routing, where they would
+	 * mean something else.
+	 */
+	if (packet->has_extension && settings->strategy != STRATEGY_HOP_BY_HOP)
+		return UNMARKED_EXTENSION;
+
+	if (bpf_skb_load_bytes(skb, packet->network + IPV6_PAYLOAD_LEN, &field,
+			       sizeof(field)) < 0)
+		return UNMARKED_KERNEL;
+	payload = bpf_ntohs(field);
+	/* 0: RFC 2675, the length is in an option. */
+	if (!payload || payload + len > 0xffff)
+		return UNMARKED_LENGTH;
+	growth->payload_len = payload;
+
+	/* The largest packet that will be on the wire. */
+	size = IPV6_LEN + payload;
+	if (gso_size) {
+		size = packet->transport - packet->network + gso_size;
+		if (packet->key.protocol == IPPROTO_TCP) {
+			if (bpf_skb_load_bytes(skb, packet->transport + 12, &offset, 1) < 0)
+				return UNMARKED_KERNEL;
+			size += (offset >> 4) * 4;
+		} else if (packet->key.protocol == IPPROTO_UDP) {
+			size += 8;
+		} else {
+			return UNMARKED_GSO;
+		}
+	}
+	if (flow_flags & FLOW_NO_ROOM && size + len > IPV6_MIN_MTU)
+		return UNMARKED_PATH_MTU;
+	mtu = interface_mtu(skb, settings->check_mtu);
+	if (!mtu)
+		return UNMARKED_KERNEL;
+	if (size + len <= mtu) {
+		/* Segments stay as large as TCP, or the sender of UDP, made them. */
+		growth->flags = gso_size ? BPF_F_ADJ_ROOM_FIXED_GSO : 0;
+		return UNMARKED_REASONS;
+	}
+	if (!gso_size)
+		return UNMARKED_MTU;
+	/* TCP can be cut into smaller segments, a datagram must not be cut. */
+	if (packet->key.protocol != IPPROTO_TCP || gso_size <= 4 * EXTHDR_LEN)
+		return UNMARKED_GSO;
+	growth->flags = 0;
+	return UNMARKED_REASONS;
+}
+
+/* Writes the option's header; @next is what follows it. */
+static __always_inline void fill_header(__u8 *header, __u8 next,
+					const struct flow_value *flow)
+{
+	header[0] = next;
+	header[1] = 0;		/* EXTHDR_LEN / 8 - 1 */
+	header[2] = OPTION_TYPE;
+	header[3] = OPTION_LEN;
+	header[4] = flow->experiment >> 8;
+	header[5] = flow->experiment;
+	header[6] = flow->activity;
+	header[7] = 0;		/* Pad1 */
+}
+
+/*
+ * Grows the packet behind the IPv6 header at @network and writes the headers.
+ * @spare octets stay free in front of the packet. Returns 0; or -1, and the
+ * packet is as it was.
+ */
+static __always_inline int grow_and_write(struct __sk_buff *skb, __u32 network,
+					  __u8 next_header, __u32 spare,
+					  const struct flow_value *flow, __u8 strategy,
+					  const struct growth *growth)
+{
+	__u32 len = room(strategy);
+	__u8 headers[2 * EXTHDR_LEN], first;
+	struct {
+		__be16 payload_len;
+		__u8 next_header;
+	} __attribute__((packed)) ip;
+
+	if (bpf_skb_adjust_room(skb, len + spare, BPF_ADJ_ROOM_NET, growth->flags) < 0)
+		return -1;
+	if (spare && bpf_skb_adjust_room(skb, -(int)spare, BPF_ADJ_ROOM_NET, growth->flags) < 0) {
+		bpf_skb_adjust_room(skb, -(int)(len + spare), BPF_ADJ_ROOM_NET, growth->flags);
+		return -1;
+	}
+
+	switch (strategy) {
+	case STRATEGY_HOP_BY_HOP:
+		first = NEXT_HOP_BY_HOP;
+		fill_header(headers, next_header, flow);
+		break;
+	case STRATEGY_DESTINATION:
+		first = NEXT_DESTINATION;
+		fill_header(headers, next_header, flow);
+		break;
+	default:
+		first = NEXT_HOP_BY_HOP;
+		fill_header(headers, NEXT_DESTINATION, flow);
+		fill_header(headers + EXTHDR_LEN, next_header, flow);
+	}
+	ip.payload_len = bpf_htons(growth->payload_len + len);
+	ip.next_header = first;
+	/* The grown packet is ours alone and its headers are in one piece. */
+	if (bpf_skb_store_bytes(skb, network + IPV6_LEN, headers, len, 0) < 0 ||
+	    bpf_skb_store_bytes(skb, network + IPV6_PAYLOAD_LEN, &ip, sizeof(ip), 0) < 0) {
+		bpf_skb_adjust_room(skb, -(int)len, BPF_ADJ_ROOM_NET, growth->flags);
+		return -1;
+	}
+	return 0;
+}
+
+/*
+ * The same for a packet with VLAN tags in its data. The kernel grows only what
+ * it sees as IPv6, so the tags have to go beside the data first: popping the
+ * outermost one moves the next one there too. Afterwards the outermost one is
+ * pushed back, for which grow_and_write() has kept room: nothing of it can fail
+ * for want of memory once the packet is ours alone.
+ */
+static __always_inline int insert_behind_tags(struct __sk_buff *skb,
+					      const struct packet *packet,
+					      const struct flow_value *flow, __u8 strategy,
+					      const struct growth *growth)
+{
+	__be16 tag[2], protocol;
+	__u16 tci;
+	int result;
+
+	if (skb->vlan_present) {
+		protocol = skb->vlan_proto;
+		tci = skb->vlan_tci;
+	} else {
+		protocol = skb->protocol;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, tag, sizeof(tag)) < 0)
+			return -1;
+		tci = bpf_ntohs(tag[0]);
+	}
+	/* Makes the headers ours alone, or fails while nothing is changed. */
+	if (bpf_skb_load_bytes(skb, 0, tag, sizeof(tag)) < 0 ||
+	    bpf_skb_pull_data(skb, packet->transport) < 0 ||
+	    bpf_skb_store_bytes(skb, 0, tag, sizeof(tag), 0) < 0)
+		return -1;
+	result = bpf_skb_vlan_pop(skb);
+	if (!result)
+		result = grow_and_write(skb, ETH_HLEN, packet->next_header, SPARE, flow,
+					strategy, growth);
+	bpf_skb_vlan_push(skb, protocol, tci);
+	return result;
+}
+
+/*
+ * Inserts the headers if that can be. Returns UNMARKED_REASONS if it was done,
+ * else the reason why the packet is as it was.
+ */
+static __always_inline enum unmarked_reason
+insert_headers(struct __sk_buff *skb, const struct packet *packet,
+	       const struct flow_value *flow, const volatile struct settings *settings)
+{
+	struct growth growth = {};
+	enum unmarked_reason reason;
+	int result;
+
+	reason = decide_growth(skb, packet, flow->flags, settings, &growth);
+	if (reason != UNMARKED_REASONS)
+		return reason;
+	if (!packet->tags_in_data)
+		result = grow_and_write(skb, packet->network, packet->next_header, 0, flow,
+					settings->strategy, &growth);
+	else if (packet->tags_in_data + !!skb->vlan_present > 2)
+		return UNMARKED_VLAN;
+	else
+		result = insert_behind_tags(skb, packet, flow, settings->strategy, &growth);
+	return result ? UNMARKED_KERNEL : UNMARKED_REASONS;
+}
+
+#endif

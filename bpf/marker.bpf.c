@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The marker: on egress it writes the tag of a flow into every packet of it; on
+ * ingress, with the header strategies only, it makes room for that.
+ *
+ * It fails open. Its verdict is always TC_ACT_UNSPEC, "no opinion", so filters
+ * behind it run as if it were not there. Each program comes twice, for
+ * interfaces with an Ethernet header and for those without (tun, tunnels).
+ */
+#include "label.h"
+#include "exthdr.h"
+#include "room.h"
+
+const volatile struct settings settings SEC(".rodata.settings") = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);	/* maxFlows, set before load */
+	__type(key, struct flow_key);
+	__type(value, struct flow_value);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_value);
+} default_flow SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, UNMARKED_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} unmarked SEC(".maps");
+
+static __always_inline void count_unmarked(enum unmarked_reason reason)
+{
+	__u32 key = reason;
+	__u64 *count = bpf_map_lookup_elem(&unmarked, &key);
+
+	if (count)
+		(*count)++;
+}
+
+/* The flow of a packet, or with match_all the default one; NULL for none. */
+static __always_inline struct flow_value *find_flow(const struct packet *packet)
+{
+	struct flow_value *flow = NULL;
+	__u32 zero = 0;
+
+	if (has_ports(packet->key.protocol))
+		flow = bpf_map_lookup_elem(&flows, &packet->key);
+	if (!settings.match_all || flow)
+		return flow;
+	/* Neighbour discovery and its kin must arrive as they are. */
+	if (settings.strategy != STRATEGY_LABEL && !has_ports(packet->key.protocol))
+		return NULL;
+	flow = bpf_map_lookup_elem(&default_flow, &zero);
+	return flow && flow->label ? flow : NULL;
+}
+
+static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
+{
+	struct packet packet;
+	struct flow_value *flow, copy;
+	enum unmarked_reason reason = UNMARKED_REASONS;
+
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_plain(skb, l2, &packet) && parse_any(skb, l2, &packet) < 0)
+			return;
+	} else if (skb->protocol == bpf_htons(ETH_P_8021Q) ||
+		   skb->protocol == bpf_htons(ETH_P_8021AD)) {
+		if (parse_any(skb, l2, &packet) < 0)
+			return;
+	} else {
+		return;
+	}
+	if (packet.later_fragment) {
+		count_unmarked(UNMARKED_FRAGMENT);
+		return;
+	}
+	flow = find_flow(&packet);
+	if (!flow)
+		return;
+	/* One look at it: user space may change it meanwhile. */
+	copy = *flow;
+	if (settings.strategy == STRATEGY_LABEL) {
+		if (write_label(skb, packet.network, copy.label) < 0)
+			reason = UNMARKED_KERNEL;
+	} else {
+		reason = insert_headers(skb, &packet, &copy, &settings);
+	}
+	if (reason != UNMARKED_REASONS)
+		count_unmarked(reason);
+	if (settings.debug)
+		bpf_printk("glowd: experiment %d activity %d: %d", copy.experiment,
+			   copy.activity, reason);
+}
+
+static __always_inline void make_room(struct __sk_buff *skb, __u32 l2)
+{
+	struct packet packet;
+
+	/* Most packets are neither SYN nor ICMPv6, and leave here. */
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &packet)) {
+		if (packet.key.protocol != IPPROTO_TCP)
+			return;
+	} else if (parse_any(skb, l2, &packet) < 0 || packet.later_fragment) {
+		return;
+	}
+	if (packet.key.protocol == IPPROTO_TCP)
+		clamp_mss(skb, packet.transport, &settings);
+	else if (packet.key.protocol == NEXT_ICMPV6)
+		lower_path_mtu(skb, packet.transport, &settings, &flows);
+}
+
+SEC("tc")
+int marker_eth(struct __sk_buff *skb)
+{
+	mark(skb, ETH_HLEN);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int marker_ip(struct __sk_buff *skb)
+{
+	mark(skb, 0);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int room_eth(struct __sk_buff *skb)
+{
+	make_room(skb, ETH_HLEN);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int room_ip(struct __sk_buff *skb)
+{
+	make_room(skb, 0);
+	return TC_ACT_UNSPEC;
+}
+
+char LICENSE[] SEC("license") = "GPL";
