@@ -97,11 +97,11 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 	size = IPV6_LEN + payload;
 	if (gso_size) {
 		size = packet->transport - packet->network + gso_size;
-		if (packet->key.protocol == IPPROTO_TCP) {
+		if (packet->protocol == IPPROTO_TCP) {
 			if (bpf_skb_load_bytes(skb, packet->transport + 12, &offset, 1) < 0)
 				return UNMARKED_KERNEL;
 			size += (offset >> 4) * 4;
-		} else if (packet->key.protocol == IPPROTO_UDP) {
+		} else if (packet->protocol == IPPROTO_UDP) {
 			size += 8;
 		} else {
 			return UNMARKED_GSO;
@@ -120,7 +120,7 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 	if (!gso_size)
 		return UNMARKED_MTU;
 	/* TCP can be cut into smaller segments, a datagram must not be cut. */
-	if (packet->key.protocol != IPPROTO_TCP || gso_size <= 4 * EXTHDR_LEN)
+	if (packet->protocol != IPPROTO_TCP || gso_size <= 4 * EXTHDR_LEN)
 		return UNMARKED_GSO;
 	growth->flags = 0;
 	return UNMARKED_REASONS;

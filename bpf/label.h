@@ -14,22 +14,19 @@
 #define LABEL_MASK 0x000fffff
 
 /* Returns 0, or -1 if the kernel would not let us write. */
-static __always_inline int write_label(struct __sk_buff *skb, __u32 network,
+static __always_inline int write_label(struct __sk_buff *skb, const struct packet *packet,
 				       __u32 label)
 {
-	__be32 word, marked;
+	__be32 word = (packet->first_word & ~bpf_htonl(LABEL_MASK)) | bpf_htonl(label);
 
-	if (bpf_skb_load_bytes(skb, network, &word, sizeof(word)) < 0)
-		return -1;
-	marked = (word & ~bpf_htonl(LABEL_MASK)) | bpf_htonl(label);
-	if (marked == word)
+	if (word == packet->first_word)
 		return 0;
 	/*
 	 * By helper, not by pointer: a program that writes packets directly
 	 * gets a prologue that unshares every packet of the interface, and TCP's
 	 * are always shared with its retransmission queue.
 	 */
-	return bpf_skb_store_bytes(skb, network, &marked, sizeof(marked), 0) < 0 ? -1 : 0;
+	return bpf_skb_store_bytes(skb, packet->network, &word, sizeof(word), 0) < 0 ? -1 : 0;
 }
 
 #endif

@@ -44,17 +44,17 @@ static __always_inline void count_unmarked(enum unmarked_reason reason)
 }
 
 /* The flow of a packet, or with match_all the default one; NULL for none. */
-static __always_inline struct flow_value *find_flow(const struct packet *packet)
+static __always_inline struct flow_value *find_flow(const struct flow_key *key)
 {
 	struct flow_value *flow = NULL;
 	__u32 zero = 0;
 
-	if (has_ports(packet->key.protocol))
-		flow = bpf_map_lookup_elem(&flows, &packet->key);
+	if (has_ports(key->protocol))
+		flow = bpf_map_lookup_elem(&flows, key);
 	if (!settings.match_all || flow)
 		return flow;
 	/* Neighbour discovery and its kin must arrive as they are. */
-	if (settings.strategy != STRATEGY_LABEL && !has_ports(packet->key.protocol))
+	if (settings.strategy != STRATEGY_LABEL && !has_ports(key->protocol))
 		return NULL;
 	flow = bpf_map_lookup_elem(&default_flow, &zero);
 	return flow && flow->label ? flow : NULL;
@@ -62,16 +62,17 @@ static __always_inline struct flow_value *find_flow(const struct packet *packet)
 
 static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 {
+	struct flow_key key;
 	struct packet packet;
 	struct flow_value *flow, copy;
 	enum unmarked_reason reason = UNMARKED_REASONS;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!parse_plain(skb, l2, &packet) && parse_any(skb, l2, &packet) < 0)
+		if (!parse_plain(skb, l2, &key, &packet) && parse_any(skb, l2, &key, &packet) < 0)
 			return;
 	} else if (skb->protocol == bpf_htons(ETH_P_8021Q) ||
 		   skb->protocol == bpf_htons(ETH_P_8021AD)) {
-		if (parse_any(skb, l2, &packet) < 0)
+		if (parse_any(skb, l2, &key, &packet) < 0)
 			return;
 	} else {
 		return;
@@ -80,13 +81,13 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 		count_unmarked(UNMARKED_FRAGMENT);
 		return;
 	}
-	flow = find_flow(&packet);
+	flow = find_flow(&key);
 	if (!flow)
 		return;
 	/* One look at it: user space may change it meanwhile. */
 	copy = *flow;
 	if (settings.strategy == STRATEGY_LABEL) {
-		if (write_label(skb, packet.network, copy.label) < 0)
+		if (write_label(skb, &packet, copy.label) < 0)
 			reason = UNMARKED_KERNEL;
 	} else {
 		reason = insert_headers(skb, &packet, &copy, &settings);
@@ -100,18 +101,19 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 
 static __always_inline void make_room(struct __sk_buff *skb, __u32 l2)
 {
+	struct flow_key key;
 	struct packet packet;
 
 	/* Most packets are neither SYN nor ICMPv6, and leave here. */
-	if (skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &packet)) {
-		if (packet.key.protocol != IPPROTO_TCP)
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &key, &packet)) {
+		if (packet.protocol != IPPROTO_TCP)
 			return;
-	} else if (parse_any(skb, l2, &packet) < 0 || packet.later_fragment) {
+	} else if (parse_any(skb, l2, &key, &packet) < 0 || packet.later_fragment) {
 		return;
 	}
-	if (packet.key.protocol == IPPROTO_TCP)
+	if (packet.protocol == IPPROTO_TCP)
 		clamp_mss(skb, packet.transport, &settings);
-	else if (packet.key.protocol == NEXT_ICMPV6)
+	else if (packet.protocol == NEXT_ICMPV6)
 		lower_path_mtu(skb, packet.transport, &settings, &flows);
 }
 

@@ -38,12 +38,16 @@
 #define MAX_EXTENSION_HEADERS 7
 #define MAX_TAGS_IN_DATA 2
 
-/* What parse found. Offsets are from the start of the data. */
+/*
+ * What parse found, but for the key: that has to be in memory for the maps, the
+ * rest stays in registers. Offsets are from the start of the data.
+ */
 struct packet {
-	struct flow_key key;
+	__be32 first_word;	/* version, traffic class, flow label */
 	__u32 network;		/* the IPv6 header */
 	__u32 transport;	/* what follows the last extension header */
 	__u8 next_header;	/* the IPv6 header's own */
+	__u8 protocol;		/* what is at transport */
 	__u8 tags_in_data;
 	__u8 has_extension;
 	__u8 later_fragment;
@@ -56,17 +60,17 @@ static __always_inline int has_ports(__u8 protocol)
 }
 
 /*
- * Returns 1 and fills the packet if it is IPv6 and right behind it TCP or UDP,
+ * Returns 1 and fills key and packet if it is IPv6 and right behind it TCP or UDP,
  * both within the directly readable data; else 0. @l2 is a constant.
  */
 static __always_inline int parse_plain(struct __sk_buff *skb, __u32 l2,
-				       struct packet *packet)
+				       struct flow_key *key, struct packet *packet)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	/* Both are multiples of the alignment that the stack itself needs. */
 	const __u64 *from;
-	__u64 *to = (__u64 *)&packet->key;
+	__u64 *to = (__u64 *)key;
 	__u8 *ip = data + l2;
 
 	if ((void *)ip + IPV6_LEN + 4 > end)
@@ -79,7 +83,9 @@ static __always_inline int parse_plain(struct __sk_buff *skb, __u32 l2,
 	to[2] = from[2];
 	to[3] = from[3];
 	to[4] = *(__u32 *)(ip + IPV6_LEN);
-	packet->key.protocol = ip[IPV6_NEXT_HEADER];
+	key->protocol = ip[IPV6_NEXT_HEADER];
+	packet->protocol = ip[IPV6_NEXT_HEADER];
+	packet->first_word = *(__be32 *)ip;
 	packet->network = l2;
 	packet->transport = l2 + IPV6_LEN;
 	packet->next_header = ip[IPV6_NEXT_HEADER];
@@ -92,10 +98,9 @@ static __always_inline int parse_plain(struct __sk_buff *skb, __u32 l2,
 /*
  * Walks from the IPv6 header at packet->network to the ports. Returns 0; or -1
  * for what is not IPv6, is cut short, or has too many extension headers.
- * Whatever the transport protocol is stands in key.protocol; without ports
- * they are 0.
+ * The key's ports are 0 for a protocol that has none.
  */
-static __always_inline int parse_ipv6(struct __sk_buff *skb,
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow_key *key,
 				      struct packet *packet)
 {
 	__u8 ip[IPV6_LEN], ext[8];
@@ -105,8 +110,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb,
 
 	if (bpf_skb_load_bytes(skb, at, ip, sizeof(ip)) < 0 || ip[0] >> 4 != 6)
 		return -1;
-	__builtin_memset(&packet->key, 0, sizeof(packet->key));
-	__builtin_memcpy(packet->key.src, ip + IPV6_ADDRESSES, 32);
+	__builtin_memset(key, 0, sizeof(*key));
+	__builtin_memcpy(key->src, ip + IPV6_ADDRESSES, 32);
+	__builtin_memcpy(&packet->first_word, ip, 4);
 	next = ip[IPV6_NEXT_HEADER];
 	packet->next_header = next;
 	packet->has_extension = 0;
@@ -137,10 +143,11 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb,
 		if (packet->later_fragment)
 			break;
 	}
-	packet->key.protocol = next;
+	packet->protocol = next;
+	key->protocol = next;
 	packet->transport = at;
 	if (has_ports(next) && !packet->later_fragment &&
-	    bpf_skb_load_bytes(skb, at, &packet->key.src_port, 4) < 0)
+	    bpf_skb_load_bytes(skb, at, &key->src_port, 4) < 0)
 		return -1;
 	return 0;
 }
@@ -151,7 +158,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb,
  * data, and skb->protocol is that of what it carries.)
  */
 static __always_inline int parse_any(struct __sk_buff *skb, __u32 l2,
-				     struct packet *packet)
+				     struct flow_key *key, struct packet *packet)
 {
 	__be16 protocol = skb->protocol;
 	__be16 tag[2];		/* TCI, then the next EtherType */
@@ -173,7 +180,7 @@ static __always_inline int parse_any(struct __sk_buff *skb, __u32 l2,
 	if (protocol != bpf_htons(ETH_P_IPV6))
 		return -1;
 	packet->network = at;
-	return parse_ipv6(skb, packet);
+	return parse_ipv6(skb, key, packet);
 }
 
 #endif

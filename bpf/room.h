@@ -98,6 +98,7 @@ static __always_inline void lower_path_mtu(struct __sk_buff *skb, __u32 transpor
 {
 	__u32 len = room(settings->strategy), mtu;
 	struct packet inner = {};
+	struct flow_key key;
 	struct flow_value *flow;
 	__be32 field, lowered;
 	__u8 type;
@@ -105,9 +106,9 @@ static __always_inline void lower_path_mtu(struct __sk_buff *skb, __u32 transpor
 	if (bpf_skb_load_bytes(skb, transport, &type, 1) < 0 || type != ICMPV6_PACKET_TOO_BIG)
 		return;
 	inner.network = transport + ICMPV6_LEN;
-	if (parse_ipv6(skb, &inner) < 0 || !has_ports(inner.key.protocol) || inner.later_fragment)
+	if (parse_ipv6(skb, &key, &inner) < 0 || !has_ports(inner.protocol) || inner.later_fragment)
 		return;
-	flow = bpf_map_lookup_elem(flows, &inner.key);
+	flow = bpf_map_lookup_elem(flows, &key);
 	if (!flow ||
 	    bpf_skb_load_bytes(skb, transport + ICMPV6_MTU, &field, sizeof(field)) < 0)
 		return;
