@@ -4,7 +4,7 @@
 //! two lines below.
 
 mod api;
-mod named_pipe;
+pub mod named_pipe;
 
 use crate::dispatcher::Inlet;
 use crate::error::Result;
