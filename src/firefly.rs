@@ -1,1 +1,187 @@
-//! The firefly document.
+//! The firefly document: what is said of a flow in a UDP datagram, as JSON
+//! (RFC 8259) of the schema `firefly.schema.json` 1.0.0, behind the header of an
+//! RFC 5424 syslog message.
+//!
+//! Runs on the thread of the firefly backend and owns nothing but buffers. What
+//! it writes is never schema-invalid and never longer than [`MAX_LEN`], whatever
+//! the flow, the host's name and the sender of the flow event say.
+
+use std::io::Write;
+use std::net::IpAddr;
+
+use serde::{Serialize, Serializer};
+
+use crate::flow::{Flow, FlowState, Timestamp};
+
+/// The UDP port of firefly receivers.
+pub const PORT: u16 = 10514;
+
+/// The longest firefly in octets: the smallest MTU of IPv6 without the headers of
+/// IPv6 and UDP (RFC 8200 section 5), so that no firefly is ever fragmented.
+pub const MAX_LEN: usize = 1280 - 40 - 8;
+
+/// The longest `application` in octets, before JSON escapes it.
+const MAX_APPLICATION: usize = 128;
+
+/// Who sends fireflies of flows whose sender named no application.
+const OWN_APPLICATION: &str = concat!("glowd v", env!("CARGO_PKG_VERSION"));
+
+/// The last moment that RFC 3339 can write.
+const LAST_MOMENT: Timestamp = Timestamp(253_402_300_799_999_999);
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Firefly<'a> {
+    version: u8,
+    flow_lifecycle: Lifecycle,
+    flow_id: FlowId,
+    context: Context<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Lifecycle {
+    state: &'static str,
+    start_time: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<Time>,
+    current_time: Time,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct FlowId {
+    afi: &'static str,
+    src_ip: IpAddr,
+    dst_ip: IpAddr,
+    protocol: &'static str,
+    src_port: u16,
+    dst_port: u16,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Context<'a> {
+    experiment_id: u16,
+    activity_id: u8,
+    application: &'a str,
+}
+
+/// A moment that has four digits for its year.
+#[derive(Clone, Copy)]
+struct Time(Timestamp);
+
+impl From<Timestamp> for Time {
+    fn from(moment: Timestamp) -> Self {
+        Time(moment.min(LAST_MOMENT))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// Writes fireflies. Keeps what is the same in all of them, and the memory that
+/// one of them needs.
+#[derive(Debug)]
+pub struct Encoder {
+    /// HOSTNAME of the syslog header; none: no header.
+    hostname: Option<String>,
+    application: String,
+}
+
+impl Encoder {
+    /// An encoder of fireflies with a syslog header that names the host
+    /// `hostname`, which may be any bytes, or without header.
+    pub fn new(hostname: Option<&[u8]>) -> Self {
+        let hostname = hostname.map(safe_hostname);
+        Encoder { hostname, application: String::with_capacity(MAX_APPLICATION) }
+    }
+
+    /// Appends the firefly of a flow that begins or, with `end`, is over since
+    /// then; `now` is the moment of sending.
+    pub fn encode(
+        &mut self,
+        flow: &Flow,
+        end: Option<Timestamp>,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+    ) {
+        let (id, now) = (&flow.id, Time::from(now));
+        self.application.clear();
+        sanitise(flow.application.as_deref().unwrap_or_default(), &mut self.application);
+        let application = Some(&*self.application).filter(|application| !application.is_empty());
+        let state = if end.is_some() { FlowState::End } else { FlowState::Start };
+        let firefly = Firefly {
+            version: 1,
+            flow_lifecycle: Lifecycle {
+                state: state.name(),
+                start_time: flow.start.into(),
+                end_time: end.map(Time::from),
+                current_time: now,
+            },
+            flow_id: FlowId {
+                afi: if id.is_ipv6() { "ipv6" } else { "ipv4" },
+                src_ip: id.src().ip(),
+                dst_ip: id.dst().ip(),
+                protocol: id.protocol().name(),
+                src_port: id.src().port(),
+                dst_port: id.dst().port(),
+            },
+            context: Context {
+                experiment_id: flow.tag.experiment(),
+                activity_id: flow.tag.activity(),
+                application: application.unwrap_or(OWN_APPLICATION),
+            },
+        };
+        let written = match &self.hostname {
+            // Facility local0, severity info. Exactly one space between the
+            // fields: the collector drops what its pattern does not match.
+            Some(host) => write!(out, "<134>1 {} {host} glowd - firefly-json - ", now.0),
+            None => Ok(()),
+        };
+        written
+            .and_then(|()| serde_json::to_writer(&mut *out, &firefly).map_err(Into::into))
+            .expect("memory takes all bytes and no value is refused");
+    }
+}
+
+/// The name of a host as a HOSTNAME that the collector's pattern takes whole:
+/// labels of letters, digits and inner hyphens, up to 63 octets each and 255 in
+/// all. Anything else becomes a hyphen; `-`, the nil value, if nothing is left.
+fn safe_hostname(name: &[u8]) -> String {
+    let mut safe = String::new();
+    for label in name.split(|byte| *byte == b'.') {
+        let byte = |byte: &u8| if byte.is_ascii_alphanumeric() { char::from(*byte) } else { '-' };
+        let label: String = label.iter().take(63).map(byte).collect();
+        let label = label.trim_matches('-');
+        if label.is_empty() {
+            continue;
+        }
+        if safe.len() + 1 + label.len() > 255 {
+            break;
+        }
+        if !safe.is_empty() {
+            safe.push('.');
+        }
+        safe.push_str(label);
+    }
+    if safe.is_empty() {
+        safe.push('-');
+    }
+    safe
+}
+
+/// Appends as much of `text` as an application may have: control characters,
+/// line breaks among them, become spaces.
+fn sanitise(text: &str, out: &mut String) {
+    for char in text.trim().chars() {
+        if out.len() + char.len_utf8() > MAX_APPLICATION {
+            break;
+        }
+        out.push(if char.is_control() { ' ' } else { char });
+    }
+    out.truncate(out.trim_end().len());
+}

@@ -1,1 +1,3 @@
 //! Talking to the network and the kernel, in safe code.
+
+pub mod udp;

@@ -1,0 +1,378 @@
+//! Sends a firefly at the start and at the end of each flow, to the flow's
+//! destination and to collectors.
+//!
+//! Runs on the backend's thread; a resolver thread beside it keeps the addresses
+//! of collectors that are configured by name. Fireflies are sent once and never
+//! repeated. Whatever goes wrong with one costs that one only and is counted: the
+//! daemon neither stalls nor stops because somebody cannot be reached.
+
+mod destinations;
+mod resolver;
+mod sender;
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use log::{debug, info};
+use nix::errno::Errno;
+
+use self::destinations::takes_fireflies;
+use self::resolver::{Lookup, Pace, Resolver};
+use self::sender::{Letter, Outcome, Recipient, Sender};
+use super::{Backend, Spec};
+use crate::config::{Key, Kind, Section};
+use crate::dispatcher::{Event, Queue};
+use crate::error::Result;
+use crate::firefly::Encoder;
+use crate::flow::{Flow, Timestamp};
+use crate::warn_limited;
+
+/// How many events may wait. What is beyond is not sent, so that memory stays
+/// bounded when flows come faster than the network takes their fireflies.
+const BACKLOG: usize = 262_144;
+
+/// The firefly backend.
+pub(super) static SPEC: Spec = Spec {
+    name: "firefly",
+    aliases: &[],
+    summary: "sends a firefly, a UDP datagram that describes the flow, when a flow starts and ends",
+    keys: &[
+        Key {
+            name: "sendToDestination",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "true",
+            doc: "Whether fireflies go to the destination address of the flow, so that the \
+                  networks on the path see them. The destination needs no listener. Multicast, \
+                  broadcast and unspecified addresses get none.",
+        },
+        Key {
+            name: "collectors",
+            aliases: &[],
+            kind: Kind::List,
+            default: "[]",
+            doc: "Who else gets all fireflies: host, host:port, [IPv6 address] or \
+                  [IPv6 address]:port; the default port is 10514. Names are looked up at the \
+                  start, every 5 minutes and after errors; while a name has no address its \
+                  fireflies are lost and counted.",
+        },
+        Key {
+            name: "destinationPort",
+            aliases: &["fireflyDestinationPort"],
+            kind: Kind::Int { min: 1, max: 65535 },
+            default: "10514",
+            doc: "UDP port of the fireflies to the destination of the flow. It does not change \
+                  the port of the collectors.",
+        },
+        Key {
+            name: "prependSyslog",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "true",
+            doc: "Whether an RFC 5424 syslog header precedes the JSON document. The published \
+                  collector drops fireflies without it.",
+        },
+        Key {
+            name: "sendToCollector",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "false",
+            doc: "Whether collectorAddress and collectorPort name a collector, as in flowd-go: \
+                  the same as one more entry of collectors.",
+        },
+        Key {
+            name: "collectorAddress",
+            aliases: &[],
+            kind: Kind::Text,
+            default: r#""127.0.0.1""#,
+            doc: "Name or address of that collector, without brackets. Has no effect unless \
+                  sendToCollector is true.",
+        },
+        Key {
+            name: "collectorPort",
+            aliases: &[],
+            kind: Kind::Int { min: 1, max: 65535 },
+            default: "10514",
+            doc: "UDP port of that collector. Has no effect unless sendToCollector is true.",
+        },
+    ],
+    check: |section| match collectors(section) {
+        Err(problems) => problems,
+        Ok(collectors) if collectors.is_empty() && !section.bool("sendToDestination") => {
+            vec!["sendToDestination: false, and no collector: there is nothing to send to".into()]
+        }
+        Ok(_) => Vec::new(),
+    },
+    build: |section, _| {
+        let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
+        Ok(Box::new(Firefly::new(section, Box::new(lookup), Pace::default(), BACKLOG)?))
+    },
+};
+
+/// The collectors of both spellings, each once; or what is wrong with them.
+fn collectors(section: &Section) -> std::result::Result<Vec<destinations::Collector>, Vec<String>> {
+    let parse = |text: &String| {
+        let parsed = destinations::Collector::parse(text);
+        parsed.map_err(|problem| format!("collectors: {text:?}: {problem}"))
+    };
+    let mut parsed: Vec<_> = section.list("collectors").iter().map(parse).collect();
+    if section.bool("sendToCollector") {
+        let (host, port) = (section.text("collectorAddress"), section.int("collectorPort"));
+        let named = destinations::Collector::new(host, port);
+        parsed.push(named.map_err(|problem| format!("collectorAddress: {problem}")));
+    }
+    let (mut collectors, mut problems) = (Vec::new(), Vec::new());
+    for parsed in parsed {
+        match parsed {
+            Err(problem) => problems.push(problem),
+            Ok(collector) if collectors.contains(&collector) => {}
+            Ok(collector) => collectors.push(collector),
+        }
+    }
+    if problems.is_empty() {
+        Ok(collectors)
+    } else {
+        Err(problems)
+    }
+}
+
+/// A collector at work.
+#[derive(Debug)]
+struct Collector {
+    /// As configured, for the log.
+    name: String,
+    /// Of the family of a socket, the preferred one first; none: not known yet.
+    addresses: Vec<SocketAddr>,
+    /// The one in use.
+    current: usize,
+}
+
+/// What became of the fireflies of one kind of recipient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    sent: u64,
+    failed: u64,
+    /// The socket's buffer stayed full.
+    dropped: u64,
+}
+
+/// What became of all fireflies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    destinations: Count,
+    collectors: Count,
+    /// To destinations that can take none.
+    unsuitable: u64,
+    /// To collectors whose address is not known yet.
+    unresolved: u64,
+    /// Events that were not looked at since too many waited.
+    shed: u64,
+}
+
+/// The backend.
+#[derive(Debug)]
+struct Firefly {
+    /// Port of the flows' destinations; none: they get no firefly.
+    destination_port: Option<u16>,
+    collectors: Vec<Collector>,
+    /// Of the collectors that are configured by name.
+    resolver: Option<Resolver>,
+    /// Which collector each of the resolver's names is.
+    named: Vec<usize>,
+    sender: Sender,
+    encoder: Encoder,
+    counters: Counters,
+    backlog: usize,
+}
+
+impl Firefly {
+    fn new(section: &Section, lookup: Lookup, pace: Pace, backlog: usize) -> Result<Self> {
+        // Judged by `check`, so there are no problems.
+        let configured = collectors(section).unwrap_or_default();
+        let sender = Sender::open()?;
+        let (mut collectors, mut named, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for collector in configured {
+            let name = collector.to_string();
+            let addresses = match collector {
+                destinations::Collector::Literal(address) => vec![address],
+                destinations::Collector::Named { host, port } => {
+                    named.push(collectors.len());
+                    names.push((host, port));
+                    Vec::new()
+                }
+            };
+            collectors.push(Collector { name, addresses, current: 0 });
+        }
+        let resolver = (!names.is_empty()).then(|| Resolver::start(names, lookup, pace));
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let hostname = section.bool("prependSyslog").then_some(hostname.as_encoded_bytes());
+        Ok(Firefly {
+            destination_port: section
+                .bool("sendToDestination")
+                .then(|| section.int("destinationPort")),
+            collectors,
+            resolver: resolver.transpose()?,
+            named,
+            sender,
+            encoder: Encoder::new(hostname),
+            counters: Counters::default(),
+            backlog,
+        })
+    }
+
+    /// Sends until the queue hangs up.
+    fn work(&mut self, events: &Queue) {
+        while let Some(first) = events.recv() {
+            let mut next = Some(first);
+            while let Some(batch) = next {
+                self.hear_of_addresses();
+                self.take(&batch, events.depth());
+                next = events.try_recv();
+            }
+            self.flush();
+        }
+    }
+
+    /// Takes what the resolver has found since.
+    fn hear_of_addresses(&mut self) {
+        let Firefly { resolver: Some(resolver), named, collectors, sender, .. } = self else {
+            return;
+        };
+        resolver.news(|index, mut addresses| {
+            addresses.retain(|address| sender.reaches(address));
+            let collector = &mut collectors[named[index]];
+            if collector.addresses != addresses {
+                collector.addresses = addresses;
+                collector.current = 0;
+            }
+        });
+    }
+
+    /// Sends the fireflies of a batch, the last ones excepted, or sheds them if
+    /// too many events wait behind it.
+    fn take(&mut self, batch: &[Event], behind: usize) {
+        let mut shed = 0_u64;
+        for event in batch {
+            match event {
+                Event::Report => {
+                    self.flush();
+                    self.report();
+                }
+                _ if behind > self.backlog => shed += 1,
+                Event::Start(flow) => self.post(flow, None),
+                Event::End(flow, end) => self.post(flow, Some(*end)),
+            }
+        }
+        if shed > 0 {
+            self.counters.shed += shed;
+            warn_limited!(
+                "backends.firefly: {behind} events behind, so {shed} were dropped unsent"
+            );
+        }
+    }
+
+    /// Adds the firefly of a flow for all its recipients.
+    fn post(&mut self, flow: &Flow, end: Option<Timestamp>) {
+        let Firefly { destination_port, collectors, sender, encoder, counters, .. } = self;
+        let destination = destination_port.and_then(|port| {
+            let ip = flow.id.dst().ip();
+            if takes_fireflies(ip) {
+                return Some((SocketAddr::new(ip, port), Recipient::Destination));
+            }
+            debug!("backends.firefly: {}: its destination can take no firefly", flow.id);
+            counters.unsuitable += 1;
+            None
+        });
+        let collectors = collectors.iter().enumerate().filter_map(|(index, collector)| {
+            let address = collector.addresses.get(collector.current);
+            if address.is_none() {
+                counters.unresolved += 1;
+                warn_limited!(
+                    "backends.firefly: collector {} has no address yet, so its fireflies are lost",
+                    collector.name
+                );
+            }
+            Some((*address?, Recipient::Collector(index)))
+        });
+        sender.post(destination.into_iter().chain(collectors), |out| {
+            encoder.encode(flow, end, Timestamp::now(), out);
+        });
+        if sender.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Sends what was added and counts what became of it.
+    fn flush(&mut self) {
+        let Firefly { collectors, resolver, sender, counters, .. } = self;
+        sender.flush(|letter, outcome| {
+            let count = match letter.recipient {
+                Recipient::Destination => &mut counters.destinations,
+                Recipient::Collector(_) => &mut counters.collectors,
+            };
+            match outcome {
+                Outcome::Sent => count.sent += 1,
+                Outcome::Full => {
+                    count.dropped += 1;
+                    warn_limited!(
+                        "backends.firefly: cannot send to {}: the socket's buffer stays full",
+                        letter.to
+                    );
+                }
+                Outcome::Failed(error) => {
+                    count.failed += 1;
+                    let collector = match letter.recipient {
+                        Recipient::Destination => None,
+                        Recipient::Collector(index) => Some(&mut collectors[index]),
+                    };
+                    failed(letter, error, collector, resolver.as_ref());
+                }
+            }
+        });
+    }
+
+    fn report(&self) {
+        let Counters { destinations, collectors, unsuitable, unresolved, shed } = self.counters;
+        info!(
+            "backends.firefly: to destinations {destinations}, {unsuitable} that can take none; \
+             to collectors {collectors}, {unresolved} without an address; \
+             {shed} events dropped unsent"
+        );
+    }
+}
+
+/// Logs a failure; a collector is tried at its next address, and looked up again.
+fn failed(
+    letter: &Letter,
+    error: Errno,
+    collector: Option<&mut Collector>,
+    resolver: Option<&Resolver>,
+) {
+    let (to, cause) = (letter.to, error.desc());
+    // Each kind has a limit of its own: dead destinations are many.
+    let Some(collector) = collector else {
+        warn_limited!("backends.firefly: cannot send to the destination {to}: {cause}");
+        return;
+    };
+    warn_limited!("backends.firefly: cannot send to collector {} ({to}): {cause}", collector.name);
+    // The first failure of a batch moves on, the others are of the old address.
+    if collector.addresses.get(collector.current) == Some(&to) {
+        collector.current = (collector.current + 1) % collector.addresses.len();
+    }
+    if let Some(resolver) = resolver {
+        resolver.ask();
+    }
+}
+
+impl std::fmt::Display for Count {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Count { sent, failed, dropped } = self;
+        write!(f, "{sent} sent, {failed} failed, {dropped} dropped on a full buffer")
+    }
+}
+
+impl Backend for Firefly {
+    fn run(mut self: Box<Self>, events: Queue) -> Result<()> {
+        self.work(&events);
+        Ok(())
+    }
+}
