@@ -54,7 +54,8 @@ pub struct Choice {
 }
 
 /// A value that has passed its key's table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
 pub enum Value {
     /// Of [`Kind::Bool`].
     Bool(bool),

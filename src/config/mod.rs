@@ -1,13 +1,37 @@
 //! The configuration: one JSON file, read and judged as a whole before anything
-//! is touched.
+//! is touched. The main thread does it once; the parts get their sections.
 
+mod check;
+mod json;
 mod key;
+pub mod nearest;
+mod problem;
+mod rules;
 mod section;
+mod value;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use log::Level;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::error::{Error, Result};
+use crate::log::Destination;
+use crate::{backends, plugins};
 
 pub use key::{Choice, Key, Kind, Value};
+pub use problem::{Note, Position, Problem};
+pub use rules::TOP;
 pub use section::Section;
 
-use crate::{backends, plugins};
+/// Where the configuration is if nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/glowd/conf.json";
+
+/// More than any configuration needs, in bytes.
+const LONGEST: u64 = 1 << 20;
 
 /// A configuration that has been judged good.
 pub struct Config {
@@ -16,9 +40,105 @@ pub struct Config {
     pub plugins: Vec<(&'static plugins::Spec, Section)>,
     /// The backends that it asks for.
     pub backends: Vec<(&'static backends::Spec, Section)>,
+    /// What the operator should know of it.
+    pub notes: Vec<Note>,
 }
 
 impl Config {
+    /// Reads and judges the file at `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, or has problems: all of them, a line each.
+    pub fn load(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let cannot = |cause: std::io::Error| {
+            let hint = match cause.kind() {
+                std::io::ErrorKind::NotFound => " (use --conf PATH to name another)",
+                _ => "",
+            };
+            Error::config(format!("cannot read the configuration {name:?}: {cause}{hint}"))
+        };
+        let file = File::open(path).map_err(cannot)?;
+        let metadata = file.metadata().map_err(cannot)?;
+        let mut bytes = Vec::new();
+        file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(cannot)?;
+        if bytes.len() as u64 > LONGEST {
+            return Err(Error::config(format!("{name}: longer than {LONGEST} bytes")));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let good = error.utf8_error().valid_up_to();
+            let start = String::from_utf8_lossy(&error.as_bytes()[..good]);
+            Error::config(format!("{name}:{}: not UTF-8", Position::of(&start, start.len())))
+        })?;
+        let mut config = Config::parse(&text, &name)?;
+        if metadata.is_file() && metadata.mode() & 0o002 != 0 {
+            let text = format!("{name}: anybody may write to this file (chmod o-w {name})");
+            config.notes.push(Note { level: Level::Warn, text });
+        }
+        Ok(config)
+    }
+
+    /// Judges `text`, which is called `name` in messages.
+    ///
+    /// # Errors
+    /// It has problems: all of them, a line each.
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
+        Config::judge(text, name, plugins::ALL, backends::ALL)
+    }
+
+    fn judge(
+        text: &str,
+        name: &str,
+        plugins: &[&'static plugins::Spec],
+        backends: &[&'static backends::Spec],
+    ) -> Result<Self> {
+        // RFC 8259 section 8.1 allows to ignore what some editors put there.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut judge = check::Judge::new(text, name);
+        let Some(root) = judge.root() else {
+            return match judge.finish() {
+                Err(problems) => Err(Error::config(problems)),
+                Ok(_) => Err(Error::internal("no configuration and no problem")),
+            };
+        };
+        let parts = ["plugins", "backends"];
+        let names: Vec<_> = TOP
+            .iter()
+            .map(check::Name::of_key)
+            .chain(parts.map(|canonical| check::Name { canonical, aliases: &[] }))
+            .collect();
+        let mut given = judge.members("", root, "key", &names);
+        let backends_node = given.pop().flatten();
+        let plugins_node = given.pop().flatten();
+        let mut config = Config {
+            top: judge.section("", TOP, given),
+            plugins: plugins_node.map_or_else(Vec::new, |member| {
+                judge.parts("plugins", "plugin", member.value, plugins)
+            }),
+            backends: backends_node.map_or_else(Vec::new, |member| {
+                judge.parts("backends", "backend", member.value, backends)
+            }),
+            notes: Vec::new(),
+        };
+        if judge.is_good() {
+            for message in rules::problems(&config) {
+                judge.rule(message);
+            }
+            for (level, message) in rules::remarks(&config) {
+                judge.remark(level, &message);
+            }
+        }
+        config.notes = judge.finish().map_err(Error::config)?;
+        Ok(config)
+    }
+
+    /// The effective configuration, defaults filled in, as JSON; itself a valid
+    /// configuration.
+    pub fn to_json(&self) -> String {
+        // It serializes to strings and numbers only, in memory.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
     /// `pidPath`.
     pub fn pid_path(&self) -> &str {
         self.top.text("pidPath")
@@ -29,10 +149,57 @@ impl Config {
         self.top.int("maxFlows")
     }
 
+    /// `log`.
+    pub fn log_destination(&self) -> Destination {
+        match self.top.text("log") {
+            "syslog" => Destination::Syslog,
+            _ => Destination::Stderr,
+        }
+    }
+
     /// Which parts run, for the log.
     pub fn summary(&self) -> String {
         let plugins = self.plugins.iter().map(|(_, section)| section.path());
         let backends = self.backends.iter().map(|(_, section)| section.path());
         plugins.chain(backends).collect::<Vec<_>>().join(", ")
+    }
+
+    /// All sections, the top level's own keys first.
+    fn sections(&self) -> impl Iterator<Item = &Section> {
+        let plugins = self.plugins.iter().map(|(_, section)| section);
+        let backends = self.backends.iter().map(|(_, section)| section);
+        std::iter::once(&self.top).chain(plugins).chain(backends)
+    }
+}
+
+impl Serialize for Config {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        /// Sections under their own names.
+        struct Parts<'c>(Vec<(&'static str, &'c Section)>);
+
+        impl Serialize for Parts<'_> {
+            fn serialize<S: Serializer>(
+                &self,
+                serializer: S,
+            ) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_map(self.0.iter().copied())
+            }
+        }
+
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in self.top.values() {
+            map.serialize_entry(key, value)?;
+        }
+        let plugins = self.plugins.iter().map(|(spec, section)| (spec.name, section)).collect();
+        map.serialize_entry("plugins", &Parts(plugins))?;
+        let backends = self.backends.iter().map(|(spec, section)| (spec.name, section)).collect();
+        map.serialize_entry("backends", &Parts(backends))?;
+        map.end()
+    }
+}
+
+impl Serialize for Section {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.values().iter().map(|(key, value)| (key, value)))
     }
 }

@@ -1,0 +1,479 @@
+//! Judges a configuration against the tables of its keys. Nothing stops at the
+//! first problem: whoever has to mend a file wants them all.
+
+use log::Level;
+
+use super::json::{self, Json, Member, Node};
+use super::key::{Key, Kind};
+use super::nearest::nearest;
+use super::problem::{Note, Position, Problem};
+use super::section::Section;
+use super::value::{self, unexpected};
+use crate::part::Spec;
+
+/// A configuration under judgement.
+pub(super) struct Judge<'t> {
+    text: &'t str,
+    name: &'t str,
+    problems: Vec<Problem>,
+    notes: Vec<Note>,
+    /// Every key that was met, by its canonical path, and where it stands.
+    places: Vec<(String, usize)>,
+}
+
+/// Where a key may be given, under all of its names.
+#[derive(Clone, Copy)]
+pub(super) struct Name {
+    pub(super) canonical: &'static str,
+    pub(super) aliases: &'static [&'static str],
+}
+
+impl Name {
+    pub(super) fn of_key(key: &Key) -> Self {
+        Name { canonical: key.name, aliases: key.aliases }
+    }
+
+    /// Go's JSON knows no case, so the configurations that exist may not either.
+    fn is(&self, word: &str) -> bool {
+        let mut names = self.aliases.iter().chain([&self.canonical]);
+        names.any(|name| name.eq_ignore_ascii_case(word))
+    }
+}
+
+impl<'t> Judge<'t> {
+    /// Begins with `text`, which is called `name` in messages.
+    pub(super) fn new(text: &'t str, name: &'t str) -> Self {
+        Judge { text, name, problems: Vec::new(), notes: Vec::new(), places: Vec::new() }
+    }
+
+    /// The whole text; None if it is not JSON.
+    pub(super) fn root(&mut self) -> Option<Node<'t>> {
+        json::parse(self.text).map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    /// The members of the object at `node`, which is `path`: for each name the
+    /// one that was given, if any. `what` says what the names name.
+    pub(super) fn members(
+        &mut self,
+        path: &str,
+        node: Node<'t>,
+        what: &str,
+        names: &[Name],
+    ) -> Vec<Option<Member<'t>>> {
+        let mut found: Vec<Option<Member<'t>>> = names.iter().map(|_| None).collect();
+        let members = match node.open() {
+            Ok(Json::Object(members)) => members,
+            Ok(json) => {
+                self.problem(node.at, path, unexpected(&json, "an object ({} for the defaults)"));
+                return found;
+            }
+            Err(message) => {
+                self.problem(node.at, path, message);
+                return found;
+            }
+        };
+        for member in members {
+            let Some(index) = names.iter().position(|name| name.is(&member.key)) else {
+                let full = join(path, &shown(&member.key));
+                self.problem(member.at, &full, unknown(&member.key, what, names));
+                continue;
+            };
+            let full = join(path, names[index].canonical);
+            match &found[index] {
+                None => {
+                    self.places.push((full, member.at));
+                    found[index] = Some(member);
+                }
+                Some(first) => {
+                    let line = Position::of(self.text, first.at).line;
+                    let message = format!(
+                        "given a second time, as \"{}\"; the first is \"{}\" in line {line}",
+                        member.key, first.key
+                    );
+                    self.problem(member.at, &full, message);
+                }
+            }
+        }
+        found
+    }
+
+    /// The section at `path` of the values that were given and the defaults of the
+    /// others.
+    pub(super) fn section(
+        &mut self,
+        path: &str,
+        keys: &'static [Key],
+        given: Vec<Option<Member<'t>>>,
+    ) -> Section {
+        let mut values = Vec::with_capacity(keys.len());
+        for (key, given) in keys.iter().zip(given) {
+            let judged = given.and_then(|member| {
+                if matches!(key.kind, Kind::Retired) {
+                    let message = format!("{}: has no effect any more", join(path, key.name));
+                    self.note(Level::Info, member.at, &message);
+                    return None;
+                }
+                value::judge(&key.kind, member.value)
+                    .map_err(|wrong| self.problem(wrong.at, &join(path, key.name), wrong.message))
+                    .ok()
+            });
+            // After a problem the default only stands in: the whole is refused.
+            if let Some(value) = judged.or_else(|| key.default_value()) {
+                values.push((key.name, value));
+            }
+        }
+        Section::new(path, values)
+    }
+
+    /// The parts of a kind (`plugins` or `backends`) that are given, in the order
+    /// of `specs`. Each is asked for by being there.
+    pub(super) fn parts<T: ?Sized>(
+        &mut self,
+        path: &str,
+        what: &str,
+        node: Node<'t>,
+        specs: &[&'static Spec<T>],
+    ) -> Vec<(&'static Spec<T>, Section)> {
+        let names: Vec<_> = specs
+            .iter()
+            .map(|spec| Name { canonical: spec.name, aliases: spec.aliases })
+            .collect();
+        let given = self.members(path, node, what, &names);
+        let mut parts = Vec::new();
+        for (spec, given) in specs.iter().zip(given) {
+            let Some(member) = given else { continue };
+            let before = self.problems.len();
+            let path = join(path, spec.name);
+            let names: Vec<_> = spec.keys.iter().map(Name::of_key).collect();
+            let given = self.members(&path, member.value, "key", &names);
+            let section = self.section(&path, spec.keys, given);
+            // The rules need good values, and would speak of defaults otherwise.
+            if self.problems.len() == before {
+                for message in (spec.check)(&section) {
+                    self.rule(format!("{path}.{message}"));
+                }
+            }
+            parts.push((*spec, section));
+        }
+        parts
+    }
+
+    /// Whether nothing was wrong so far.
+    pub(super) fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// A rule is broken. `message` starts with the full path of a key.
+    pub(super) fn rule(&mut self, message: String) {
+        let at = self.place(&message);
+        self.problems.push(Problem { at, message });
+    }
+
+    /// Something to know about the key that `message` starts with.
+    pub(super) fn remark(&mut self, level: Level, message: &str) {
+        self.note(level, self.place(message), message);
+    }
+
+    /// The verdict: what to know, or all problems in the order of the text.
+    pub(super) fn finish(mut self) -> Result<Vec<Note>, String> {
+        if self.problems.is_empty() {
+            return Ok(self.notes);
+        }
+        self.problems.sort_by_key(|problem| problem.at);
+        let line = |Problem { at, message }: &Problem| {
+            format!("{}:{}: {message}", self.name, Position::of(self.text, *at))
+        };
+        Err(self.problems.iter().map(line).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Where the key stands that `message` starts with; if it was left to its
+    /// default, where the nearest thing around it stands.
+    fn place(&self, message: &str) -> usize {
+        let end = message.find([':', ' ']).unwrap_or(message.len());
+        let mut path = &message[..end];
+        loop {
+            if let Some((_, at)) = self.places.iter().find(|(known, _)| known == path) {
+                return *at;
+            }
+            match path.rfind('.') {
+                Some(dot) => path = &path[..dot],
+                None => return 0,
+            }
+        }
+    }
+
+    fn problem(&mut self, at: usize, path: &str, message: String) {
+        let message = if path.is_empty() { message } else { format!("{path}: {message}") };
+        self.problems.push(Problem { at, message });
+    }
+
+    fn note(&mut self, level: Level, at: usize, message: &str) {
+        let text = format!("{}:{}: {message}", self.name, Position::of(self.text, at));
+        self.notes.push(Note { level, text });
+    }
+}
+
+fn unknown(key: &str, what: &str, names: &[Name]) -> String {
+    let all = names.iter().flat_map(|name| name.aliases.iter().chain([&name.canonical]));
+    let hint = match nearest(key, all.copied()) {
+        Some(name) => format!(": did you mean \"{name}\"?"),
+        None => String::new(),
+    };
+    let known: Vec<_> = names.iter().map(|name| name.canonical).collect();
+    let known = match known.as_slice() {
+        [] => "none".into(),
+        known => known.join(", "),
+    };
+    format!("this version of glowd does not know this {what}{hint} (known: {known})")
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+/// A key as somebody wrote it, fit for a message.
+fn shown(key: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !key.is_empty() && key.chars().all(plain) {
+        value::shorten(key)
+    } else {
+        format!("{:?}", value::shorten(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends;
+    use crate::config::{Choice, Config, Value};
+    use crate::error::{Class, Error};
+    use crate::part::no_rules;
+    use crate::plugins;
+
+    static TAP: plugins::Spec = plugins::Spec {
+        name: "tap",
+        aliases: &["faucet"],
+        summary: "a plugin for these tests",
+        keys: &[
+            Key {
+                name: "bindPort",
+                aliases: &["port"],
+                kind: Kind::Int { min: 1, max: 65535 },
+                default: "7777",
+                doc: "The port.",
+            },
+            Key {
+                name: "first",
+                aliases: &[],
+                kind: Kind::Int { min: 0, max: 9 },
+                default: "0",
+                doc: "At most last.",
+            },
+            Key {
+                name: "last",
+                aliases: &[],
+                kind: Kind::Int { min: 0, max: 9 },
+                default: "5",
+                doc: "At least first.",
+            },
+            Key {
+                name: "buffSize",
+                aliases: &[],
+                kind: Kind::Retired,
+                default: "1000",
+                doc: "Nothing.",
+            },
+        ],
+        check: |section| {
+            let (first, last) = (section.int::<i64>("first"), section.int::<i64>("last"));
+            if first > last {
+                return vec![format!("first: {first} is after last, {last}")];
+            }
+            Vec::new()
+        },
+        build: |_, _| Err(Error::internal("only judged")),
+    };
+
+    static SINK: backends::Spec = backends::Spec {
+        name: "sink",
+        aliases: &[],
+        summary: "a backend for these tests",
+        keys: &[
+            Key {
+                name: "strategy",
+                aliases: &[],
+                kind: Kind::Choice(&[
+                    Choice { name: "label", aliases: &["flowLabel"] },
+                    Choice { name: "hopByHop", aliases: &[] },
+                ]),
+                default: "\"label\"",
+                doc: "How.",
+            },
+            Key {
+                name: "interfaces",
+                aliases: &["interface"],
+                kind: Kind::List,
+                default: "[\"lo\"]",
+                doc: "Where.",
+            },
+        ],
+        check: no_rules,
+        build: |_, _| Err(Error::internal("only judged")),
+    };
+
+    fn judge(text: &str) -> Result<Config, Vec<String>> {
+        Config::judge(text, "c", &[&TAP], &[&SINK]).map_err(|error| {
+            assert_eq!(error.class(), Class::Config);
+            error.to_string().lines().map(str::to_owned).collect()
+        })
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        match judge(text) {
+            Err(problems) => problems,
+            Ok(_) => panic!("accepted: {text}"),
+        }
+    }
+
+    #[test]
+    fn nothing_given_means_nothing_runs_and_defaults_hold() {
+        let config = judge("{}").unwrap();
+        assert!(config.plugins.is_empty() && config.backends.is_empty());
+        assert_eq!(config.max_flows(), 100_000);
+        assert_eq!(config.pid_path(), "/run/glowd/glowd.pid");
+        let levels: Vec<_> = config.notes.iter().map(|note| note.level).collect();
+        assert_eq!(levels, [Level::Warn, Level::Warn], "{:?}", config.notes);
+    }
+
+    #[test]
+    fn presence_asks_for_a_part_and_fills_in_its_defaults() {
+        let config = judge(r#"{"plugins": {"tap": {}}, "backends": {"sink": {}}}"#).unwrap();
+        let (spec, section) = &config.plugins[0];
+        assert_eq!((spec.name, section.path()), ("tap", "plugins.tap"));
+        assert_eq!(section.int::<u16>("bindPort"), 7777);
+        assert_eq!(config.backends[0].1.text("strategy"), "label");
+        assert_eq!(config.notes, []);
+    }
+
+    #[test]
+    fn names_know_no_case_and_aliases_are_canonical_afterwards() {
+        let text = r#"{"PLUGINS": {"FAUCET": {"PORT": 1}},
+            "Backends": {"Sink": {"INTERFACE": "eth0", "strategy": "FLOWLABEL"}}}"#;
+        let config = judge(text).unwrap();
+        assert_eq!(config.plugins[0].1.int::<u16>("bindPort"), 1);
+        let interfaces = ("interfaces", Value::List(vec!["eth0".into()]));
+        assert_eq!(config.backends[0].1.values()[1], interfaces);
+        assert_eq!(config.backends[0].1.text("strategy"), "label");
+    }
+
+    #[test]
+    fn all_problems_are_reported_in_the_order_of_the_text() {
+        let text = "{\n  \"maxFlows\": 0,\n  \"plugins\": {\"tap\": {\"bindPort\": 70000, \"prot\": 1}},\n  \
+            \"backends\": {\"sinc\": {}, \"sink\": {\"strategy\": \"lable\"}}\n}";
+        assert_eq!(
+            problems(text),
+            [
+                "c:2:15: maxFlows: 0 is out of range (1 to 10000000)",
+                "c:3:35: plugins.tap.bindPort: 70000 is out of range (1 to 65535)",
+                "c:3:42: plugins.tap.prot: this version of glowd does not know this key: did you \
+                 mean \"port\"? (known: bindPort, first, last, buffSize)",
+                "c:4:16: backends.sinc: this version of glowd does not know this backend: did you \
+                 mean \"sink\"? (known: sink)",
+                "c:4:49: backends.sink.strategy: found the text \"lable\", expected one of label, \
+                 hopByHop: did you mean \"label\"?",
+            ]
+        );
+    }
+
+    /// Defect 12 of the peers: misspelt keys were accepted.
+    #[test]
+    fn defect_12_an_unknown_key_is_an_error_wherever_it_stands() {
+        for text in [
+            r#"{"stun": {}}"#,
+            r#"{"plugins": {"iperf3": {}}}"#,
+            r#"{"backends": {"sink": {"enrich": true}}}"#,
+            r#"{"plugins": {"": {}}}"#,
+            r#"{"enrichers": {}}"#,
+        ] {
+            let problems = problems(text);
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].contains("this version of glowd does not know this "));
+        }
+    }
+
+    #[test]
+    fn a_key_given_twice_is_an_error_under_whatever_name() {
+        let twice = r#"{"plugins": {"tap": {"port": 1, "bindPort": 2}}}"#;
+        assert_eq!(
+            problems(twice),
+            ["c:1:33: plugins.tap.bindPort: given a second time, as \"bindPort\"; the first is \
+              \"port\" in line 1"]
+        );
+        assert_eq!(problems(r#"{"log": "syslog", "Log": "stderr"}"#).len(), 1);
+        assert_eq!(problems(r#"{"plugins": {"tap": {}, "faucet": {}}}"#).len(), 1);
+        assert_eq!(problems(r#"{"plugins": {}, "plugins": {}}"#).len(), 1);
+    }
+
+    #[test]
+    fn sections_have_to_be_objects() {
+        for (text, problem) in [
+            ("[]", "c:1:1: found a list, expected an object ({} for the defaults)"),
+            (
+                r#"{"plugins": null}"#,
+                "c:1:13: plugins: found null, expected an object ({} for the defaults)",
+            ),
+            (
+                r#"{"plugins": {"tap": true}}"#,
+                "c:1:21: plugins.tap: found true, expected an object ({} for the defaults)",
+            ),
+        ] {
+            assert_eq!(problems(text), [problem]);
+        }
+    }
+
+    #[test]
+    fn rules_over_several_keys_name_the_place_of_the_key() {
+        let text = "{\"plugins\": {\"tap\":\n{\"last\": 1,\n \"first\": 2}}}";
+        assert_eq!(problems(text), ["c:3:2: plugins.tap.first: 2 is after last, 1"]);
+        // One that was not given: its section.
+        let text = "{\"plugins\": {\n\"tap\": {\"first\": 9}}}";
+        assert_eq!(problems(text), ["c:2:9: plugins.tap.first: 9 is after last, 5"]);
+        // Not judged on top of a wrong value.
+        let text = r#"{"plugins": {"tap": {"first": 9, "last": "9"}}}"#;
+        assert_eq!(problems(text).len(), 1);
+    }
+
+    #[test]
+    fn a_retired_key_is_accepted_and_said_to_be_so() {
+        let text = r#"{"plugins": {"tap": {"buffSize": [null]}}, "backends": {"sink": {}}}"#;
+        let config = judge(text).unwrap();
+        let text = "c:1:22: plugins.tap.buffSize: has no effect any more".to_owned();
+        assert_eq!(config.notes, [Note { level: Level::Info, text }]);
+        assert!(!config.to_json().contains("buffSize"));
+    }
+
+    #[test]
+    fn the_effective_configuration_is_a_configuration() {
+        let text = r#"{"log": "SYSLOG", "stunServers": "stun:a:1",
+            "plugins": {"faucet": {"port": 5}}, "backends": {"sink": {"interface": []}}}"#;
+        let config = judge(text).unwrap();
+        let json = config.to_json();
+        let again = judge(&json).unwrap();
+        assert_eq!(again.to_json(), json);
+        assert_eq!(again.plugins[0].1, config.plugins[0].1);
+        assert_eq!(again.backends[0].1, config.backends[0].1);
+        let order = ["pidPath", "workDir", "plugins", "bindPort", "last", "backends", "strategy"];
+        let places: Vec<_> = order.iter().map(|key| json.find(key).unwrap()).collect();
+        assert!(places.is_sorted(), "{json}");
+    }
+
+    #[test]
+    fn keys_are_quoted_safely() {
+        let problems = problems("{\"a\\u001b[31m\\nb\": 1}");
+        assert!(problems[0].contains(r#""a\u{1b}[31m\nb": this version"#), "{problems:?}");
+    }
+}

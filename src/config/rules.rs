@@ -1,0 +1,101 @@
+//! The keys of the top level, and the rules that span sections.
+
+use log::Level;
+
+use super::key::{Choice, Key, Kind, Value};
+use super::Config;
+
+/// The keys outside `plugins` and `backends`, in the order of the documentation.
+pub static TOP: &[Key] = &[
+    Key {
+        name: "pidPath",
+        aliases: &[],
+        kind: Kind::Path,
+        default: "\"/run/glowd/glowd.pid\"",
+        doc: "The file that holds the process id while glowd runs, and whose lock keeps a second \
+              glowd from starting. Its folder is made if only that is missing. With \"\" there is \
+              none.",
+    },
+    Key {
+        name: "workDir",
+        aliases: &[],
+        kind: Kind::Path,
+        default: "\"/var/cache/glowd\"",
+        doc: "The folder for state that is to survive a restart. It is reserved: this version \
+              writes nothing there.",
+    },
+    Key {
+        name: "maxFlows",
+        aliases: &[],
+        kind: Kind::Int { min: 1, max: 10_000_000 },
+        default: "100000",
+        doc: "How many flows may be open at a time. A start beyond that is refused and its sender \
+              is told so, where the way it came allows it. No open flow ever makes room for a new \
+              one.",
+    },
+    Key {
+        name: "stunServers",
+        aliases: &[],
+        kind: Kind::List,
+        default: "[]",
+        doc: "STUN servers, as stun:host:port, to learn the public addresses of hosts behind NAT \
+              from. They are accepted for the sake of existing configurations and have no effect \
+              in this version.",
+    },
+    Key {
+        name: "log",
+        aliases: &[],
+        kind: Kind::Choice(&[
+            Choice { name: "stderr", aliases: &[] },
+            Choice { name: "syslog", aliases: &[] },
+        ]),
+        default: "\"stderr\"",
+        doc: "Where log lines go: to standard error, which systemd puts into its journal, or to \
+              the local syslog daemon, facility daemon. A syslog daemon that does not answer is \
+              an error at start.",
+    },
+];
+
+/// Files and folders that glowd makes, by the path of their key.
+const MADE: &[(&str, &str)] =
+    &[("", "pidPath"), ("", "workDir"), ("plugins.namedPipe", "pipePath")];
+
+/// The rules over several sections; each message starts with the path of the key
+/// that has to change.
+pub(super) fn problems(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut seen: Vec<(String, &str)> = Vec::new();
+    for (section, key) in MADE {
+        let found = config.sections().find(|found| found.path() == *section);
+        let values = found.map_or(&[][..], |section| section.values());
+        let Some((_, Value::Text(file))) = values.iter().find(|(name, _)| name == key) else {
+            continue;
+        };
+        let path = if section.is_empty() { (*key).into() } else { format!("{section}.{key}") };
+        if let Some((first, _)) = seen.iter().find(|(_, other)| other == file) {
+            problems.push(format!("{path}: {file:?} is what {first} names already"));
+        }
+        if !file.is_empty() {
+            seen.push((path, file));
+        }
+    }
+    problems
+}
+
+/// What is allowed but hardly meant; each starts with the path of a key.
+pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
+    let mut remarks = Vec::new();
+    if config.plugins.is_empty() {
+        let text = "plugins: there is none, so glowd will learn of no flow";
+        remarks.push((Level::Warn, text.to_owned()));
+    }
+    if config.backends.is_empty() {
+        let text = "backends: there is none, so no flow will be marked or reported";
+        remarks.push((Level::Warn, text.to_owned()));
+    }
+    if !config.top.list("stunServers").is_empty() {
+        let text = "stunServers: has no effect in this version of glowd";
+        remarks.push((Level::Info, text.to_owned()));
+    }
+    remarks
+}

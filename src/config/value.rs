@@ -1,0 +1,275 @@
+//! Judges one value by the kind of its key.
+
+use std::net::IpAddr;
+
+use super::json::{Json, Node};
+use super::key::{Choice, Key, Kind, Value};
+use super::nearest::nearest;
+use super::problem::Problem;
+
+impl Kind {
+    /// What a value of this kind is, for a message.
+    fn expected(&self) -> String {
+        match self {
+            Kind::Bool => "true or false".into(),
+            Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
+            Kind::Text => "a text".into(),
+            Kind::Path => "a path (a text)".into(),
+            Kind::Address => "an IP address (a text, such as \"127.0.0.1\" or \"::1\")".into(),
+            Kind::Mode => "octal permissions (a text, such as \"0660\")".into(),
+            Kind::Choice(choices) => format!("one of {}", names(choices, ", ")),
+            Kind::List => "a list of texts".into(),
+            Kind::Retired => "anything".into(),
+        }
+    }
+
+    /// The type as the man page shows it.
+    pub fn type_name(&self) -> String {
+        match self {
+            Kind::Bool => "boolean".into(),
+            Kind::Int { min, max } => format!("integer, {min} to {max}"),
+            Kind::Text => "text".into(),
+            Kind::Path => "path".into(),
+            Kind::Address => "IP address".into(),
+            Kind::Mode => "octal mode".into(),
+            Kind::Choice(choices) => names(choices, " | "),
+            Kind::List => "list of text".into(),
+            Kind::Retired => "any".into(),
+        }
+    }
+}
+
+fn names(choices: &[Choice], between: &str) -> String {
+    choices.iter().map(|choice| choice.name).collect::<Vec<_>>().join(between)
+}
+
+impl Key {
+    /// The value of the key where the configuration does not say. None: the key
+    /// has no effect, so it has no value.
+    ///
+    /// # Panics
+    /// The table is wrong; a test reads every default.
+    pub fn default_value(&self) -> Option<Value> {
+        if matches!(self.kind, Kind::Retired) {
+            return None;
+        }
+        let value = super::json::parse(self.default).and_then(|node| judge(&self.kind, node));
+        Some(value.unwrap_or_else(|problem| panic!("default of {}: {}", self.name, problem.message)))
+    }
+}
+
+/// The value of `kind` that stands at `node`, in its canonical form.
+///
+/// # Errors
+/// It is none. The message lacks the key's path.
+pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
+    let at = node.at;
+    let problem = |message: String| Problem { at, message };
+    let json = node.open().map_err(&problem)?;
+    let wrong = |json: &Json<'_>, expected: &str| problem(unexpected(json, expected));
+    let value = match (kind, json) {
+        (Kind::Bool, Json::Bool(value)) => Value::Bool(value),
+        (Kind::Int { min, max }, Json::Number(number)) => match number.parse::<i64>() {
+            Ok(value) if (*min..=*max).contains(&value) => Value::Int(value),
+            Err(_) if number.contains(['.', 'e', 'E']) => {
+                return Err(wrong(&Json::Number(number), &kind.expected()));
+            }
+            _ => {
+                let number = shorten(number);
+                return Err(problem(format!("{number} is out of range ({min} to {max})")));
+            }
+        },
+        (Kind::List, Json::Text(text)) => Value::List(vec![item(text, at)?]),
+        (Kind::List, Json::List(nodes)) => {
+            let texts = nodes.into_iter().enumerate().map(|(index, node)| {
+                let place = |problem: Problem| Problem {
+                    message: format!("item {}: {}", index + 1, problem.message),
+                    ..problem
+                };
+                let opened = node.open().map_err(|message| Problem { at: node.at, message });
+                opened
+                    .and_then(|json| match json {
+                        Json::Text(text) => item(text, node.at),
+                        json => {
+                            Err(Problem { at: node.at, message: unexpected(&json, "a text") })
+                        }
+                    })
+                    .map_err(place)
+            });
+            Value::List(texts.collect::<Result<_, _>>()?)
+        }
+        (
+            Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_),
+            Json::Text(text),
+        ) => Value::Text(judge_text(kind, text).map_err(problem)?),
+        (kind, json) => return Err(wrong(&json, &kind.expected())),
+    };
+    Ok(value)
+}
+
+fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
+    let wrong = |text: String| unexpected(&Json::Text(text), &kind.expected());
+    if text.contains('\0') {
+        return Err("contains a NUL character".into());
+    }
+    match kind {
+        Kind::Address => {
+            // flowd-go wants IPv6 in brackets.
+            let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            match bare.unwrap_or(&text).parse::<IpAddr>() {
+                Ok(address) if bare.is_none() || address.is_ipv6() => Ok(address.to_string()),
+                _ => Err(wrong(text)),
+            }
+        }
+        Kind::Mode => {
+            let octal = (1..=4).contains(&text.len())
+                && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+            match u32::from_str_radix(&text, 8) {
+                Ok(mode) if octal && mode <= 0o777 => Ok(format!("{mode:04o}")),
+                _ => Err(wrong(text)),
+            }
+        }
+        Kind::Choice(choices) => {
+            let known = |choice: &&Choice| {
+                let mut names = choice.aliases.iter().chain([&choice.name]);
+                names.any(|name| name.eq_ignore_ascii_case(&text))
+            };
+            if let Some(choice) = choices.iter().find(known) {
+                return Ok(choice.name.to_owned());
+            }
+            let names = choices.iter().flat_map(|choice| choice.aliases.iter().chain([&choice.name]));
+            let hint = match nearest(&text, names.copied()) {
+                Some(name) => format!(": did you mean \"{name}\"?"),
+                None => String::new(),
+            };
+            Err(wrong(text) + &hint)
+        }
+        _ => Ok(text),
+    }
+}
+
+/// An item of a list.
+fn item(text: String, at: usize) -> Result<String, Problem> {
+    if text.is_empty() || text.contains('\0') {
+        let message = unexpected(&Json::Text(text), "a text that is not empty");
+        return Err(Problem { at, message });
+    }
+    Ok(text)
+}
+
+/// Says what was found and what should be there.
+pub(super) fn unexpected(found: &Json<'_>, expected: &str) -> String {
+    let found = match found {
+        Json::Null => "null".into(),
+        Json::Bool(value) => value.to_string(),
+        Json::Number(number) => format!("the number {}", shorten(number)),
+        Json::Text(text) => format!("the text {:?}", shorten(text)),
+        Json::List(_) => "a list".into(),
+        Json::Object(_) => "an object".into(),
+    };
+    format!("found {found}, expected {expected}")
+}
+
+/// What fits into a message.
+pub(super) fn shorten(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::json::parse;
+
+    const CHOICES: Kind = Kind::Choice(&[
+        Choice { name: "label", aliases: &["flowLabel"] },
+        Choice { name: "destination", aliases: &[] },
+    ]);
+    const PORT: Kind = Kind::Int { min: 1, max: 65535 };
+
+    fn judged(kind: &Kind, text: &str) -> Result<Value, String> {
+        judge(kind, parse(text).unwrap()).map_err(|problem| problem.message)
+    }
+
+    #[test]
+    fn good_values_become_canonical() {
+        let text = |text: &str| Value::Text(text.into());
+        for (kind, json, value) in [
+            (Kind::Bool, "true", Value::Bool(true)),
+            (PORT, "65535", Value::Int(65535)),
+            (Kind::Text, r#""""#, text("")),
+            (Kind::Path, r#""/run/x""#, text("/run/x")),
+            (Kind::Address, r#""127.0.0.1""#, text("127.0.0.1")),
+            (Kind::Address, r#""[0:0::1]""#, text("::1")),
+            (Kind::Mode, r#""660""#, text("0660")),
+            (Kind::Mode, r#""0666""#, text("0666")),
+            (CHOICES, r#""FLOWLABEL""#, text("label")),
+            (Kind::List, r#""lo""#, Value::List(vec!["lo".into()])),
+            (Kind::List, r#"["a", "b"]"#, Value::List(vec!["a".into(), "b".into()])),
+            (Kind::List, "[]", Value::List(vec![])),
+        ] {
+            assert_eq!(judged(&kind, json), Ok(value), "{json}");
+        }
+    }
+
+    #[test]
+    fn bad_values_say_what_was_found_and_what_is_expected() {
+        for (kind, json, message) in [
+            (Kind::Bool, "1", "found the number 1, expected true or false"),
+            (Kind::Bool, "\"true\"", "found the text \"true\", expected true or false"),
+            (PORT, "0", "0 is out of range (1 to 65535)"),
+            (PORT, "70000", "70000 is out of range (1 to 65535)"),
+            (
+                PORT,
+                "99999999999999999999",
+                "99999999999999999999 is out of range (1 to 65535)",
+            ),
+            (PORT, "-1", "-1 is out of range (1 to 65535)"),
+            (PORT, "1.5", "found the number 1.5, expected a whole number from 1 to 65535"),
+            (PORT, "1e3", "found the number 1e3, expected a whole number from 1 to 65535"),
+            (PORT, "\"1\"", "found the text \"1\", expected a whole number from 1 to 65535"),
+            (Kind::Text, "null", "found null, expected a text"),
+            (Kind::Path, "{}", "found an object, expected a path (a text)"),
+            (Kind::Path, r#""a\u0000b""#, "contains a NUL character"),
+            (Kind::List, "[1]", "item 1: found the number 1, expected a text"),
+            (
+                Kind::List,
+                r#"["lo", ""]"#,
+                "item 2: found the text \"\", expected a text that is not empty",
+            ),
+            (Kind::List, "true", "found true, expected a list of texts"),
+            (
+                CHOICES,
+                "\"lable\"",
+                "found the text \"lable\", expected one of label, destination: did you mean \
+                 \"label\"?",
+            ),
+            (CHOICES, "[]", "found a list, expected one of label, destination"),
+        ] {
+            assert_eq!(judged(&kind, json).unwrap_err(), message, "{json}");
+        }
+        for (kind, json) in [
+            (Kind::Address, "\"localhost\""),
+            (Kind::Address, "\"[127.0.0.1]\""),
+            (Kind::Address, "\"\""),
+            (Kind::Mode, "\"0680\""),
+            (Kind::Mode, "\"07777\""),
+            (Kind::Mode, "\"1777\""),
+            (Kind::Mode, "\"+66\""),
+            (Kind::Mode, "\"\""),
+            (Kind::Mode, "660"),
+        ] {
+            judged(&kind, json).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut_in_messages() {
+        let message = judged(&Kind::Bool, &format!("{:?}", "ä".repeat(10_000))).unwrap_err();
+        assert!(message.contains("ä...\""), "{message}");
+        assert!(message.chars().count() < 120, "{message}");
+    }
+}
