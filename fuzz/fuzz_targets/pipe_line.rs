@@ -1,0 +1,31 @@
+//! A line of the named pipe: whatever it is, it is an event, nothing, or a fault
+//! that can be shown on one short line.
+#![no_main]
+
+use glowd::plugins::named_pipe::line;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &[u8]| match line::parse(text) {
+    Ok(Some(event)) => {
+        // What was understood means the same when it is said in canonical form.
+        let (src, dst) = (event.id.src(), event.id.dst());
+        let canonical = format!(
+            "{} {} {} {} {} {} {} {}",
+            event.state.name(),
+            event.id.protocol(),
+            src.ip(),
+            src.port(),
+            dst.ip(),
+            dst.port(),
+            event.tag.experiment(),
+            event.tag.activity(),
+        );
+        assert_eq!(line::parse(canonical.as_bytes()), Ok(Some(event)), "{canonical}");
+    }
+    Ok(None) => {}
+    Err(fault) => {
+        let shown = fault.to_string();
+        assert!(shown.len() < 1000 && shown.is_ascii(), "{shown}");
+        assert!(!shown.bytes().any(|byte| byte.is_ascii_control()), "{shown:?}");
+    }
+});
