@@ -185,3 +185,126 @@ fn sanitise(text: &str, out: &mut String) {
     }
     out.truncate(out.trim_end().len());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{FlowId, Protocol, Tag};
+
+    fn flow(application: Option<&str>) -> Flow {
+        let ends = ["[2001:db8::1]:2345", "[2001:db8:0:1::2]:1094"].map(|end| end.parse().unwrap());
+        let tag = Tag::new(2, 16).unwrap();
+        Flow {
+            id: FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap(),
+            tag,
+            label: tag.label(0),
+            start: Timestamp(1_632_309_147_808_092),
+            source: "test",
+            application: application.map(Into::into),
+        }
+    }
+
+    fn encoded(hostname: Option<&[u8]>, flow: &Flow, end: Option<Timestamp>) -> String {
+        let mut out = b"before ".to_vec();
+        Encoder::new(hostname).encode(flow, end, Timestamp(1_632_309_148_000_000), &mut out);
+        String::from_utf8(out).unwrap().strip_prefix("before ").unwrap().to_string()
+    }
+
+    #[test]
+    fn a_start_and_an_end_are_written() {
+        let rest = concat!(
+            r#""current-time":"2021-09-22T11:12:28.000000+00:00"},"flow-id":{"afi":"ipv6","#,
+            r#""src-ip":"2001:db8::1","dst-ip":"2001:db8:0:1::2","protocol":"tcp","#,
+            r#""src-port":2345,"dst-port":1094},"context":{"experiment-id":2,"#,
+            r#""activity-id":16,"application":"xrootd"}}"#
+        );
+        let start = format!(
+            r#"<134>1 2021-09-22T11:12:28.000000+00:00 se1.example.org glowd - firefly-json - {}{rest}"#,
+            concat!(
+                r#"{"version":1,"flow-lifecycle":{"state":"start","#,
+                r#""start-time":"2021-09-22T11:12:27.808092+00:00","#
+            ),
+        );
+        assert_eq!(encoded(Some(b"se1.example.org"), &flow(Some("xrootd")), None), start);
+        let end = format!(
+            "{}{rest}",
+            concat!(
+                r#"{"version":1,"flow-lifecycle":{"state":"end","#,
+                r#""start-time":"2021-09-22T11:12:27.808092+00:00","#,
+                r#""end-time":"2021-09-22T11:12:27.999999+00:00","#
+            ),
+        );
+        let over = Some(Timestamp(1_632_309_147_999_999));
+        assert_eq!(encoded(None, &flow(Some("xrootd")), over), end);
+    }
+
+    #[test]
+    fn hostnames_are_made_safe() {
+        let long = "a".repeat(100);
+        let deep = "abcdefghi.".repeat(30);
+        let rows: [(&[u8], &str); 12] = [
+            (b"se1.example.org", "se1.example.org"),
+            (b"se1.example.org.", "se1.example.org"),
+            (b"red_gridftp10", "red-gridftp10"),
+            (b"two words", "two-words"),
+            (b"_dmarc.-a-.example", "dmarc.a.example"),
+            (b"a..b", "a.b"),
+            (b"", "-"),
+            (b"_", "-"),
+            (b"\xff\x00\n.x", "x"),
+            ("büro".as_bytes(), "b--ro"),
+            (long.as_bytes(), &long[..63]),
+            (deep.as_bytes(), &deep[..249]),
+        ];
+        for (name, safe) in rows {
+            assert_eq!(safe_hostname(name), safe, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn applications_are_made_safe() {
+        let application = |text: &str| {
+            let document = encoded(None, &flow(Some(text)), None);
+            let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+            document["context"]["application"].as_str().unwrap().to_string()
+        };
+        let own = OWN_APPLICATION;
+        assert!(own.starts_with("glowd v"));
+        for (text, safe) in [
+            ("xrootd v5", "xrootd v5"),
+            (r#"a "quoted\" one"#, r#"a "quoted\" one"#),
+            ("two\r\nlines\t", "two  lines"),
+            ("nul\0 del\x7f c1\u{85}.", "nul  del  c1 ."),
+            ("", own),
+            (" \n", own),
+            ("\0", own),
+        ] {
+            assert_eq!(application(text), safe, "{text:?}");
+        }
+        assert_eq!(application(&"x".repeat(1000)), "x".repeat(128));
+        // Cut between characters.
+        assert_eq!(application(&"日".repeat(1000)), "日".repeat(42));
+    }
+
+    #[test]
+    fn times_have_four_digits_for_the_year() {
+        let mut flow = flow(None);
+        flow.start = Timestamp(u64::MAX);
+        let end = encoded(None, &flow, Some(Timestamp(u64::MAX)));
+        assert_eq!(end.matches("\"9999-12-31T23:59:59.999999+00:00\"").count(), 2, "{end}");
+    }
+
+    #[test]
+    fn the_longest_firefly_is_not_too_long() {
+        let ends = ["[1111:1111:1111:1111:1111:1111:1111:1111]:65535"; 2];
+        let ends = ends.map(|end| end.parse().unwrap());
+        let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
+        let tag = Tag::new(511, 63).unwrap();
+        let flow = Flow { id, tag, ..flow(Some(&"\\".repeat(1000))) };
+        let host = format!("{0}.{0}.{0}.{0}", "a".repeat(63));
+        let longest = encoded(Some(host.as_bytes()), &flow, Some(Timestamp(0)));
+        assert!(longest.contains(&host));
+        // Leaves room for two usage numbers.
+        assert!(longest.len() <= MAX_LEN - 100, "{}", longest.len());
+    }
+}

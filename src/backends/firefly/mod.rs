@@ -9,6 +9,8 @@
 mod destinations;
 mod resolver;
 mod sender;
+#[cfg(test)]
+mod tests;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 

@@ -187,7 +187,9 @@ impl Name {
         let answer = answer.map_err(|error| error.to_string()).and_then(|addresses| {
             let usable = addresses.into_iter().map(canonical);
             let usable: Vec<_> = usable.filter(|address| takes_fireflies(address.ip())).collect();
-            Some(usable).filter(|usable| !usable.is_empty()).ok_or("it has no usable address".into())
+            Some(usable)
+                .filter(|usable| !usable.is_empty())
+                .ok_or("it has no usable address".into())
         });
         let good = answer.is_ok();
         match answer {

@@ -233,3 +233,107 @@ impl Wire for Udp {
         let _ = poll(&mut fds, PollTimeout::from(limit));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// A wire that does as it is told, then takes everything.
+    #[derive(Default)]
+    struct Scripted {
+        script: VecDeque<nix::Result<usize>>,
+        sent: Vec<String>,
+        waits: usize,
+        /// How long a wait takes.
+        slow: Duration,
+    }
+
+    impl Wire for Scripted {
+        fn send(&mut self, payloads: &[u8], letters: &[Letter]) -> nix::Result<usize> {
+            let count = self.script.pop_front().unwrap_or(Ok(letters.len()))?;
+            for letter in &letters[..count] {
+                let payload = &payloads[letter.payload.clone()];
+                self.sent.push(String::from_utf8(payload.to_vec()).unwrap());
+            }
+            Ok(count)
+        }
+
+        fn wait(&mut self, limit: Duration, _: Errno) {
+            assert!(limit <= PATIENCE);
+            self.waits += 1;
+            std::thread::sleep(self.slow);
+        }
+    }
+
+    /// Sends "0", "1", ... and says what became of them.
+    fn sent(wire: &mut Scripted, patience: &mut Duration, count: usize) -> Vec<(u16, Outcome)> {
+        let payloads: String = (0..count).map(|number| number.to_string()).collect();
+        let letter = |number| Letter {
+            payload: number..number + 1,
+            to: SocketAddr::from(([127, 0, 0, 1], u16::try_from(number).unwrap())),
+            recipient: Recipient::Destination,
+        };
+        let letters: Vec<_> = (0..count).map(letter).collect();
+        let mut told = Vec::new();
+        send(wire, patience, payloads.as_bytes(), &letters, &mut |letter, outcome| {
+            told.push((letter.to.port(), outcome));
+        });
+        told
+    }
+
+    use Outcome::{Failed, Full, Sent};
+
+    #[test]
+    fn a_refused_datagram_costs_no_other() {
+        let script = [
+            Ok(2),
+            Err(Errno::ENETUNREACH),
+            Err(Errno::EPERM),
+            Err(Errno::EINTR),
+            Ok(1),
+            Err(Errno::EMSGSIZE),
+        ];
+        let mut wire = Scripted { script: script.into(), ..Scripted::default() };
+        let told = sent(&mut wire, &mut PATIENCE.clone(), 8);
+        let outcomes = [
+            (0, Sent),
+            (1, Sent),
+            (2, Failed(Errno::ENETUNREACH)),
+            (3, Failed(Errno::EPERM)),
+            (4, Sent),
+            (5, Failed(Errno::EMSGSIZE)),
+            (6, Sent),
+            (7, Sent),
+        ];
+        assert_eq!(told, outcomes);
+        assert_eq!(wire.sent, ["0", "1", "4", "6", "7"]);
+    }
+
+    #[test]
+    fn a_full_buffer_is_waited_for() {
+        let script = [Err(Errno::EAGAIN), Err(Errno::ENOBUFS), Ok(1), Err(Errno::EAGAIN)];
+        let mut wire = Scripted { script: script.into(), ..Scripted::default() };
+        let mut patience = Duration::from_millis(100);
+        let told = sent(&mut wire, &mut patience, 3);
+        assert_eq!(told, [(0, Sent), (1, Sent), (2, Sent)]);
+        assert_eq!(wire.waits, 3);
+        assert_eq!(patience, PATIENCE, "what gets through restores it");
+    }
+
+    #[test]
+    fn a_buffer_that_stays_full_is_given_up() {
+        let full = VecDeque::from([Err(Errno::EAGAIN); 1000]);
+        let slow = Duration::from_millis(10);
+        let mut wire = Scripted { script: full, slow, ..Scripted::default() };
+        let mut patience = Duration::from_millis(50);
+        assert_eq!(sent(&mut wire, &mut patience, 2), [(0, Full), (1, Full)]);
+        assert!((1..=5).contains(&wire.waits), "{}", wire.waits);
+        wire.waits = 0;
+        assert_eq!(sent(&mut wire, &mut patience, 2), [(0, Full), (1, Full)]);
+        assert_eq!(wire.waits, 0, "its patience is gone");
+        wire.script.clear();
+        assert_eq!(sent(&mut wire, &mut patience, 1), [(0, Sent)]);
+        assert_eq!(patience, PATIENCE);
+    }
+}
