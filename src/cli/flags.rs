@@ -115,7 +115,8 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "version",
         operand: None,
-        doc: "Print the versions of glowd and of the libbpf in it. The commit that glowd was built \
+        doc:
+            "Print the versions of glowd and of the libbpf in it. The commit that glowd was built \
               from is there too if the build knew it.",
         run: commands::version,
     },

@@ -66,7 +66,7 @@ fn columns(text: &mut String, rows: Vec<(String, String)>) {
 }
 
 /// Breaks text between words.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         match lines.last_mut() {

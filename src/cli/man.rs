@@ -2,6 +2,7 @@
 //! the tables of commands, flags and keys, so that the two cannot disagree.
 
 use super::flags::{Command, Flag, COMMANDS, FLAGS};
+use super::help::wrap;
 use crate::config::{Key, Kind, TOP};
 use crate::part::Spec;
 use crate::{backends, plugins};
@@ -17,11 +18,7 @@ pub struct Page {
 
 /// All pages.
 pub static PAGES: &[Page] = &[
-    Page {
-        name: "glowd",
-        file: "glowd.8",
-        template: include_str!("../../man/glowd.8.in"),
-    },
+    Page { name: "glowd", file: "glowd.8", template: include_str!("../../man/glowd.8.in") },
     Page {
         name: "glowd.conf",
         file: "glowd.conf.5",
@@ -68,9 +65,9 @@ fn command(command: &Command) -> String {
 fn flag(flag: &Flag) -> String {
     let short = flag.short.map_or_else(String::new, |short| format!("Fl {short} , "));
     let value = flag.value.map_or_else(String::new, |value| format!(" Ar {value}"));
-    let default = flag.default.map_or_else(String::new, |default| {
-        format!("The default is {}.\n", escape(default))
-    });
+    let default = flag
+        .default
+        .map_or_else(String::new, |default| format!("The default is {}.\n", escape(default)));
     let of = match flag.commands {
         [] => String::new(),
         commands => format!("Of {}: ", commands.join(", ")),
@@ -118,17 +115,17 @@ fn part<T: ?Sized>(spec: &Spec<T>) -> String {
 
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(letters).collect()
-    })
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// Plain sentences as roff wants them: each on a line of its own.
+/// Plain sentences as roff wants them: each begins a line.
 fn prose(text: &str) -> String {
     let mut lines = String::new();
     for sentence in text.split_inclusive(". ") {
-        lines.push_str(&escape(sentence.trim_end()));
-        lines.push('\n');
+        for line in wrap(sentence.trim_end(), 72) {
+            lines.push_str(&escape(&line));
+            lines.push('\n');
+        }
     }
     lines
 }

@@ -134,10 +134,8 @@ impl<'t> Judge<'t> {
         node: Node<'t>,
         specs: &[&'static Spec<T>],
     ) -> Vec<(&'static Spec<T>, Section)> {
-        let names: Vec<_> = specs
-            .iter()
-            .map(|spec| Name { canonical: spec.name, aliases: spec.aliases })
-            .collect();
+        let names: Vec<_> =
+            specs.iter().map(|spec| Name { canonical: spec.name, aliases: spec.aliases }).collect();
         let given = self.members(path, node, what, &names);
         let mut parts = Vec::new();
         for (spec, given) in specs.iter().zip(given) {

@@ -173,7 +173,9 @@ mod tests {
     #[test]
     fn depth_costs_nothing() {
         let deep = "[".repeat(400_000) + &"]".repeat(400_000);
-        assert!(matches!(parse(&deep).unwrap().open().unwrap(), Json::List(items) if items.len() == 1));
+        assert!(
+            matches!(parse(&deep).unwrap().open().unwrap(), Json::List(items) if items.len() == 1)
+        );
     }
 
     #[test]

@@ -54,7 +54,9 @@ impl Key {
             return None;
         }
         let value = super::json::parse(self.default).and_then(|node| judge(&self.kind, node));
-        Some(value.unwrap_or_else(|problem| panic!("default of {}: {}", self.name, problem.message)))
+        Some(
+            value.unwrap_or_else(|problem| panic!("default of {}: {}", self.name, problem.message)),
+        )
     }
 }
 
@@ -90,9 +92,7 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
                 opened
                     .and_then(|json| match json {
                         Json::Text(text) => item(text, node.at),
-                        json => {
-                            Err(Problem { at: node.at, message: unexpected(&json, "a text") })
-                        }
+                        json => Err(Problem { at: node.at, message: unexpected(&json, "a text") }),
                     })
                     .map_err(place)
             });
@@ -137,7 +137,8 @@ fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
             if let Some(choice) = choices.iter().find(known) {
                 return Ok(choice.name.to_owned());
             }
-            let names = choices.iter().flat_map(|choice| choice.aliases.iter().chain([&choice.name]));
+            let names =
+                choices.iter().flat_map(|choice| choice.aliases.iter().chain([&choice.name]));
             let hint = match nearest(&text, names.copied()) {
                 Some(name) => format!(": did you mean \"{name}\"?"),
                 None => String::new(),
@@ -222,11 +223,7 @@ mod tests {
             (Kind::Bool, "\"true\"", "found the text \"true\", expected true or false"),
             (PORT, "0", "0 is out of range (1 to 65535)"),
             (PORT, "70000", "70000 is out of range (1 to 65535)"),
-            (
-                PORT,
-                "99999999999999999999",
-                "99999999999999999999 is out of range (1 to 65535)",
-            ),
+            (PORT, "99999999999999999999", "99999999999999999999 is out of range (1 to 65535)"),
             (PORT, "-1", "-1 is out of range (1 to 65535)"),
             (PORT, "1.5", "found the number 1.5, expected a whole number from 1 to 65535"),
             (PORT, "1e3", "found the number 1e3, expected a whole number from 1 to 65535"),
