@@ -1,0 +1,477 @@
+//! HTTP/1.1 for a small server, the pure part: bytes to requests and replies to
+//! bytes (RFC 9110, RFC 9112). It reads no socket and knows no route; whoever
+//! does owns a [`Decoder`] per connection.
+//!
+//! The grammar of a request's head is httparse's business. What a head means,
+//! where the body ends, and how long anything may be is decided here.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+/// The longest head of a request, in bytes.
+pub const MAX_HEAD: usize = 8 * 1024;
+/// The most header lines of a request.
+pub const MAX_HEADERS: usize = 64;
+/// The longest line that announces a chunk, in bytes: its size and extensions.
+const MAX_CHUNK_LINE: usize = 256;
+
+/// What the server answers `Expect: 100-continue` with (RFC 9110 section 10.1.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The method of a request, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Answered with a body.
+    Get,
+    /// As GET, but the body stays away.
+    Head,
+    /// Carries a body.
+    Post,
+    /// Any other.
+    Other,
+}
+
+/// What the head of a request says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The method.
+    pub method: Method,
+    /// The path, without scheme, authority and query.
+    pub path: String,
+    /// The x of HTTP/1.x: 0 or 1.
+    pub minor: u8,
+    /// Whether another request may follow on the connection.
+    pub keep_alive: bool,
+    /// Whether a web page in a browser made it: it has an `Origin`, or a
+    /// `Sec-Fetch-Site` other than `none` (which is a typed-in address).
+    pub from_page: bool,
+}
+
+/// A whole request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Its head.
+    pub head: Head,
+    /// Its body, decoded; empty if it has none.
+    pub body: Cow<'a, [u8]>,
+}
+
+/// Why the bytes are not a request. The connection cannot be used any further,
+/// since nobody knows where the next request starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// What to answer.
+    pub status: u16,
+    /// Why, for the body of the answer.
+    pub message: String,
+}
+
+fn bad<T>(status: u16, message: impl Into<String>) -> Result<T, Bad> {
+    Err(Bad { status, message: message.into() })
+}
+
+/// Cuts the bytes of a connection into requests.
+#[derive(Debug)]
+pub struct Decoder {
+    max_body: usize,
+    state: State,
+    continues: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Before the end of a head.
+    Head,
+    /// Before the end of a body of that length.
+    Sized(Head, usize),
+    /// Before the end of a body in chunks.
+    Chunked(Head, Chunks),
+}
+
+/// How the end of a body is found (RFC 9112 section 6.3).
+enum Framing {
+    Sized(usize),
+    Chunked,
+}
+
+impl Decoder {
+    /// A decoder for a new connection. A body may have up to `max_body` bytes.
+    pub fn new(max_body: usize) -> Self {
+        Decoder { max_body, state: State::Head, continues: false }
+    }
+
+    /// Takes the next request off `input`; None: it is not complete yet. `input`
+    /// is then what is to come again in front of the bytes that follow.
+    ///
+    /// # Errors
+    /// The bytes are no request that can be served.
+    pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Request<'a>>, Bad> {
+        if matches!(self.state, State::Head) {
+            let Some((length, head, framing, continues)) = read_head(input)? else {
+                return Ok(None);
+            };
+            *input = &input[length..];
+            self.continues = continues;
+            self.state = match framing {
+                Framing::Sized(length) if length > self.max_body => return self.too_large(),
+                Framing::Sized(length) => State::Sized(head, length),
+                Framing::Chunked => State::Chunked(head, Chunks::default()),
+            };
+        }
+        let complete = match &mut self.state {
+            State::Head => false,
+            State::Sized(_, length) => input.len() >= *length,
+            State::Chunked(_, chunks) => match chunks.decode(input, self.max_body)? {
+                Progress::Complete => true,
+                Progress::Partial => false,
+                Progress::TooLarge => return self.too_large(),
+            },
+        };
+        if !complete {
+            return Ok(None);
+        }
+        self.continues = false;
+        Ok(match std::mem::replace(&mut self.state, State::Head) {
+            State::Head => None,
+            State::Sized(head, length) => {
+                let (body, rest) = input.split_at(length);
+                *input = rest;
+                Some(Request { head, body: Cow::Borrowed(body) })
+            }
+            State::Chunked(head, chunks) => Some(Request { head, body: Cow::Owned(chunks.body) }),
+        })
+    }
+
+    fn too_large<T>(&self) -> Result<T, Bad> {
+        bad(413, format!("the body is longer than {} bytes", self.max_body))
+    }
+
+    /// Whether a head has been taken whose body is not complete yet.
+    pub fn in_body(&self) -> bool {
+        !matches!(self.state, State::Head)
+    }
+
+    /// Whether the client waits for [`CONTINUE`] before it sends the body. True
+    /// once per request.
+    pub fn take_continue(&mut self) -> bool {
+        std::mem::take(&mut self.continues)
+    }
+
+    /// How many bytes are held here.
+    pub fn memory(&self) -> usize {
+        match &self.state {
+            State::Chunked(_, chunks) => chunks.body.capacity(),
+            _ => 0,
+        }
+    }
+}
+
+/// The head at the start of `input`: its length, what it says, how the body is
+/// framed, and whether the client waits for [`CONTINUE`].
+fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let window = &input[..input.len().min(MAX_HEAD)];
+    let length = match request.parse(window) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if window.len() == MAX_HEAD => {
+            return bad(431, format!("the head is longer than {MAX_HEAD} bytes"));
+        }
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return bad(431, format!("there are more than {MAX_HEADERS} headers"));
+        }
+        Err(httparse::Error::Version) => return bad(505, "only HTTP/1.0 and HTTP/1.1 are spoken"),
+        Err(error) => return bad(400, format!("this is not HTTP: {error}")),
+    };
+    let minor = request.version.unwrap_or(0);
+    let method = match request.method {
+        Some("GET") => Method::Get,
+        Some("HEAD") => Method::Head,
+        Some("POST") => Method::Post,
+        _ => Method::Other,
+    };
+    let path = path_of(request.path.unwrap_or_default()).to_owned();
+
+    let mut fields = Fields::default();
+    for header in request.headers.iter() {
+        fields.read(header)?;
+    }
+    if minor == 1 && fields.hosts != 1 {
+        return bad(400, "HTTP/1.1 demands exactly one Host header");
+    }
+    let framing = match (fields.chunked, fields.length) {
+        (true, Some(_)) => {
+            return bad(400, "Transfer-Encoding and Content-Length exclude each other");
+        }
+        (true, None) if minor == 0 => return bad(400, "HTTP/1.0 knows no Transfer-Encoding"),
+        (true, None) => Framing::Chunked,
+        (false, length) => Framing::Sized(length.unwrap_or(0)),
+    };
+    let keep_alive = !fields.close && (minor == 1 || fields.keep_alive);
+    let head = Head { method, path, minor, keep_alive, from_page: fields.from_page };
+    Ok(Some((length, head, framing, minor == 1 && fields.expects)))
+}
+
+/// The headers that mean something here.
+#[derive(Default)]
+struct Fields {
+    hosts: usize,
+    length: Option<usize>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    expects: bool,
+    from_page: bool,
+}
+
+impl Fields {
+    fn read(&mut self, header: &httparse::Header<'_>) -> Result<(), Bad> {
+        let (name, value) = (header.name, header.value.trim_ascii());
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        if is("host") {
+            self.hosts += 1;
+        } else if is("content-length") {
+            if self.length.is_some() {
+                return bad(400, "there is more than one Content-Length");
+            }
+            self.length = Some(read_length(value)?);
+        } else if is("transfer-encoding") {
+            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return bad(501, "the only Transfer-Encoding known is chunked");
+            }
+            self.chunked = true;
+        } else if is("connection") {
+            for option in value.split(|byte| *byte == b',') {
+                let option = option.trim_ascii();
+                self.close |= option.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            }
+        } else if is("expect") {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
+                return bad(417, "the only expectation known is 100-continue");
+            }
+            self.expects = true;
+        } else if is("origin") {
+            self.from_page = true;
+        } else if is("sec-fetch-site") {
+            self.from_page |= !value.eq_ignore_ascii_case(b"none");
+        }
+        Ok(())
+    }
+}
+
+/// Digits and nothing else (RFC 9110 section 8.6): no sign, no list.
+fn read_length(value: &[u8]) -> Result<usize, Bad> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return bad(400, "Content-Length is not a number");
+    }
+    // What does not fit is too large, whatever the limit.
+    let digits = value.iter().map(|digit| usize::from(digit - b'0'));
+    Ok(digits.fold(0, |sum: usize, digit| sum.saturating_mul(10).saturating_add(digit)))
+}
+
+/// The path of a request's target (RFC 9112 section 3.2). A target of another
+/// form is returned as it is, and no route will match it.
+fn path_of(target: &str) -> &str {
+    let mut path = target;
+    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    if let Some(scheme) = scheme {
+        let rest = &target[scheme.len()..];
+        path = rest.find(['/', '?']).map_or("/", |at| &rest[at..]);
+    }
+    match path.split_once('?').map_or(path, |(path, _)| path) {
+        "" => "/",
+        path => path,
+    }
+}
+
+/// A body in chunks (RFC 9112 section 7.1) while it arrives.
+#[derive(Debug, Default)]
+struct Chunks {
+    body: Vec<u8>,
+    at: ChunkPart,
+    trailers: usize,
+}
+
+#[derive(Debug, Default)]
+enum ChunkPart {
+    #[default]
+    Size,
+    Data(usize),
+    DataEnd,
+    Trailers,
+}
+
+enum Progress {
+    Partial,
+    Complete,
+    TooLarge,
+}
+
+impl Chunks {
+    fn decode(&mut self, input: &mut &[u8], max: usize) -> Result<Progress, Bad> {
+        loop {
+            match self.at {
+                ChunkPart::Size => {
+                    let Some(size) = read_chunk_size(input)? else { return Ok(Progress::Partial) };
+                    if size > max.saturating_sub(self.body.len()) {
+                        return Ok(Progress::TooLarge);
+                    }
+                    self.at = if size == 0 { ChunkPart::Trailers } else { ChunkPart::Data(size) };
+                }
+                ChunkPart::Data(left) => {
+                    let (data, rest) = input.split_at(left.min(input.len()));
+                    self.body.extend_from_slice(data);
+                    *input = rest;
+                    if data.len() < left {
+                        self.at = ChunkPart::Data(left - data.len());
+                        return Ok(Progress::Partial);
+                    }
+                    self.at = ChunkPart::DataEnd;
+                }
+                ChunkPart::DataEnd => {
+                    let Some(line) = take_line(input) else {
+                        return if b"\r\n".starts_with(input) {
+                            Ok(Progress::Partial)
+                        } else {
+                            bad(400, "a chunk is longer than it says")
+                        };
+                    };
+                    if line != b"\r\n" {
+                        return bad(400, "a chunk is longer than it says");
+                    }
+                    self.at = ChunkPart::Size;
+                }
+                ChunkPart::Trailers => {
+                    let line = take_line(input);
+                    let pending = if line.is_none() { input.len() } else { 0 };
+                    self.trailers += line.map_or(0, <[u8]>::len);
+                    if self.trailers + pending > MAX_HEAD {
+                        return bad(431, format!("trailers are longer than {MAX_HEAD} bytes"));
+                    }
+                    match line {
+                        None => return Ok(Progress::Partial),
+                        Some(b"\r\n" | b"\n") => return Ok(Progress::Complete),
+                        // Nobody asked for it (RFC 9110 section 6.5.1).
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes the line that announces a chunk. None: it is not complete yet.
+fn read_chunk_size(input: &mut &[u8]) -> Result<Option<usize>, Bad> {
+    let window = &input[..input.len().min(MAX_CHUNK_LINE)];
+    // httparse takes a line without a digit for a size of 0.
+    if window.first().is_some_and(|first| !first.is_ascii_hexdigit()) {
+        return bad(400, "the size of a chunk is not a number");
+    }
+    match httparse::parse_chunk_size(window) {
+        Ok(httparse::Status::Complete((length, size))) => {
+            *input = &input[length..];
+            Ok(Some(usize::try_from(size).unwrap_or(usize::MAX)))
+        }
+        Ok(httparse::Status::Partial) if window.len() == MAX_CHUNK_LINE => {
+            bad(400, "the line that announces a chunk is too long")
+        }
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(_) => bad(400, "the size of a chunk is not a number"),
+    }
+}
+
+/// Takes a line with its end. None: it is not complete yet.
+fn take_line<'a>(input: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let end = input.iter().position(|byte| *byte == b'\n')?;
+    let (line, rest) = input.split_at(end + 1);
+    *input = rest;
+    Some(line)
+}
+
+/// A reply but for its body.
+#[derive(Clone, Debug)]
+pub struct Reply<'a> {
+    /// The status code.
+    pub status: u16,
+    /// The methods that the path knows, with status 405.
+    pub allow: &'a str,
+    /// The moment, as [`date`] writes it.
+    pub date: &'a str,
+    /// The x of the request's HTTP/1.x.
+    pub minor: u8,
+    /// Whether the connection stays open.
+    pub keep_alive: bool,
+    /// Whether the body stays away: the method was HEAD.
+    pub head_only: bool,
+}
+
+impl Reply<'_> {
+    /// Puts the head in front of the body, which is `out[start..]`, so that its
+    /// length is known without a copy of it.
+    pub fn wrap(&self, out: &mut Vec<u8>, start: usize) {
+        let length = out.len() - start;
+        if self.head_only {
+            out.truncate(start);
+        }
+        let mut head = Vec::with_capacity(256);
+        // Writing to a Vec cannot fail.
+        let _ = write!(
+            head,
+            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+             Date: {}\r\n",
+            self.status,
+            reason(self.status),
+            self.date
+        );
+        if !self.allow.is_empty() {
+            let _ = write!(head, "Allow: {}\r\n", self.allow);
+        }
+        if self.status == 503 {
+            head.extend_from_slice(b"Retry-After: 1\r\n");
+        }
+        if !self.keep_alive {
+            head.extend_from_slice(b"Connection: close\r\n");
+        } else if self.minor == 0 {
+            head.extend_from_slice(b"Connection: keep-alive\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        out.splice(start..start, head);
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        // The phrase may be empty (RFC 9112 section 4).
+        _ => "",
+    }
+}
+
+/// The moment in seconds since 1970, as RFC 9110 section 5.6.7 writes it.
+pub fn date(seconds: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let weekday = usize::try_from(seconds / 86400 % 7).map_or("", |day| DAYS[day]);
+    // 1970-01-01T00:00:00.000000+00:00
+    let text = crate::flow::Timestamp(seconds.saturating_mul(1_000_000)).to_string();
+    let month = text[5..7].parse().map_or("", |month: usize| MONTHS[month - 1]);
+    format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
+}
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;
