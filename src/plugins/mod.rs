@@ -5,6 +5,8 @@
 
 mod api;
 pub mod named_pipe;
+pub mod api;
+mod named_pipe;
 
 use crate::dispatcher::Inlet;
 use crate::error::Result;

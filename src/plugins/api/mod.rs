@@ -1,6 +1,8 @@
-//! Stub.
+//! api
 use super::Spec;
 use crate::part::no_rules;
+mod flow_fields;
+pub mod flow_json;
 /// Stub.
 pub(super) static SPEC: Spec = Spec {
     name: "api",
