@@ -1,14 +1,106 @@
-//! api
-use super::Spec;
-use crate::part::no_rules;
+//! Takes flow events over HTTP/1.1 and tells which flows are open.
+//!
+//! One thread serves all connections. `server` moves the bytes and keeps the
+//! limits, `routes` says what a request means, `flow_json` reads the flow events.
+//!
+//! Nobody has to authenticate, so the address is a loopback one unless the
+//! administrator wants otherwise, and requests that a web page makes in a browser
+//! are refused: they would come from wherever the page does.
+
+mod connection;
 mod flow_fields;
 pub mod flow_json;
-/// Stub.
+mod routes;
+mod server;
+
+use std::net::SocketAddr;
+
+use log::{info, warn};
+
+pub use server::{Server, Settings};
+
+use super::{Plugin, Spec};
+use crate::config::{Key, Kind, Section};
+use crate::dispatcher::Inlet;
+use crate::error::Result;
+use crate::part::{no_rules, Context};
+use crate::shutdown::Stop;
+
 pub(super) static SPEC: Spec = Spec {
     name: "api",
     aliases: &[],
-    summary: "",
-    keys: &[],
+    summary: "takes flow events over HTTP and tells which flows are open",
+    keys: &[
+        Key {
+            name: "bindAddress",
+            aliases: &[],
+            kind: Kind::Address,
+            default: "\"127.0.0.1\"",
+            doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
+                  reach the address can open, close and read flows, so anything but a loopback \
+                  address earns a warning at start.",
+        },
+        Key {
+            name: "bindPort",
+            aliases: &[],
+            kind: Kind::Int { min: 0, max: 65535 },
+            default: "7777",
+            doc: "TCP port to listen on. With 0 the system chooses a free one, which the log \
+                  tells at level info; that is useful for tests.",
+        },
+    ],
     check: no_rules,
-    build: |_, _| Err(crate::error::Error::internal("not yet")),
+    build,
 };
+
+fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
+    let address = SocketAddr::new(section.address("bindAddress"), section.int("bindPort"));
+    let server = Server::bind(address, Settings::default())?;
+    let address = server.address();
+    if !address.ip().to_canonical().is_loopback() {
+        warn!(
+            "{}: {address} is not a loopback address, and there is no authentication",
+            section.path()
+        );
+    }
+    info!("{}: listening on http://{address}", section.path());
+    Ok(Box::new(server))
+}
+
+impl Plugin for Server {
+    fn run(self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
+        self.serve(&out, &stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Value;
+
+    fn build_at(address: &str, port: u16) -> Result<Box<dyn Plugin>> {
+        let values = vec![
+            ("bindAddress", Value::Text(address.into())),
+            ("bindPort", Value::Int(port.into())),
+        ];
+        (SPEC.build)(&Section::new("plugins.api", values), &Context { max_flows: 10 })
+    }
+
+    /// Defect 12 of the peers: with the port taken the daemon ran without an API.
+    #[test]
+    fn defect_12_a_taken_port_fails_the_start() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = build_at("127.0.0.1", port).err().expect("the port is taken");
+        assert_eq!(
+            error.at("plugins.api").to_string(),
+            format!(
+                "plugins.api: cannot listen on 127.0.0.1:{port}: {}",
+                std::io::Error::from_raw_os_error(nix::libc::EADDRINUSE)
+            )
+        );
+        drop(taken);
+        drop(build_at("127.0.0.1", port).expect("the port is free"));
+        build_at("127.0.0.1", port).expect("the port is free again at once");
+    }
+}

@@ -1,0 +1,276 @@
+//! The routes of the API: what each request means. Runs on the thread of `server`
+//! and owns nothing.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::flow_json;
+use crate::dispatcher::{Inlet, Refused};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag};
+use crate::net::http::{Method, Request};
+
+/// The description of the API in OpenAPI 3.1.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What a route works with.
+pub(super) struct Call<'a> {
+    body: &'a [u8],
+    inlet: &'a Inlet,
+    /// Whether there is no memory left for a long answer.
+    crowded: bool,
+}
+
+/// A route: method, path, a name for people, and what it does. The handler writes
+/// the body of the answer and returns its status.
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    name: &'static str,
+    handler: fn(&Call<'_>, &mut Vec<u8>) -> u16,
+}
+
+const ROUTES: &[Route] = &[
+    Route { method: "GET", path: "/", name: "list the routes", handler: list_routes },
+    Route {
+        method: "GET",
+        path: "/dummy/start",
+        name: "start a flow for a test",
+        handler: dummy_start,
+    },
+    Route {
+        method: "GET",
+        path: "/dummy/end",
+        name: "end the flow for a test",
+        handler: dummy_end,
+    },
+    Route { method: "POST", path: "/flow", name: "take flow events", handler: post_flow },
+    Route { method: "GET", path: "/flows", name: "list the open flows", handler: list_flows },
+    Route { method: "GET", path: "/healthz", name: "tell whether glowd works", handler: health },
+    Route { method: "GET", path: "/openapi.json", name: "describe the API", handler: openapi },
+];
+
+/// The status of an answer, and the methods to tell with status 405.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) allow: &'static str,
+}
+
+/// Answers a request; the body goes to the end of `out`.
+pub(super) fn answer(
+    request: &Request<'_>,
+    inlet: &Inlet,
+    crowded: bool,
+    out: &mut Vec<u8>,
+) -> Answer {
+    let head = &request.head;
+    let status = |status| Answer { status, allow: "" };
+    if head.from_page {
+        let text = "requests of web pages are refused, since nobody has to authenticate here";
+        return status(error(out, 403, text));
+    }
+    let Some(route) = ROUTES.iter().find(|route| route.path == head.path) else {
+        let routes: Vec<_> = ROUTES.iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+        let path: String = head.path.chars().take(100).collect();
+        let text = format!("there is no {path:?}");
+        write_json(out, &json!({ "error": text, "routes": routes }));
+        return status(404);
+    };
+    // HEAD is GET whose answer's body stays away (RFC 9110 section 9.3.2).
+    let allow = if route.method == "GET" { "GET, HEAD" } else { route.method };
+    let suits = match head.method {
+        Method::Get | Method::Head => route.method == "GET",
+        Method::Post => route.method == "POST",
+        Method::Other => false,
+    };
+    if !suits {
+        let text = format!("{} knows only {allow}", route.path);
+        return Answer { status: error(out, 405, &text), allow };
+    }
+    status((route.handler)(&Call { body: &request.body, inlet, crowded }, out))
+}
+
+/// Writes an error as JSON, and returns its status.
+pub(super) fn error(out: &mut Vec<u8>, status: u16, message: &str) -> u16 {
+    write_json(out, &json!({ "error": message }));
+    status
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    // Neither our values nor a Vec can make it fail.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// As flowd-go and the 2024 glowd have it, down to the indentation.
+fn list_routes(_: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listing {
+        api_routes: Vec<Entry>,
+    }
+    #[derive(Serialize)]
+    struct Entry {
+        method: &'static str,
+        path: &'static str,
+        name: &'static str,
+    }
+    let entry = |&Route { method, path, name, .. }: &Route| Entry { method, path, name };
+    let listing = Listing { api_routes: ROUTES.iter().map(entry).collect() };
+    let pretty = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    // As in write_json.
+    let _ = listing.serialize(&mut serde_json::Serializer::with_formatter(out, pretty));
+    200
+}
+
+fn dummy_start(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    dummy(call, FlowState::Start, out)
+}
+
+fn dummy_end(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    dummy(call, FlowState::End, out)
+}
+
+/// The flow that the 2024 glowd and flowd-go make up, with the largest ids that
+/// fit a label: theirs did not.
+fn dummy(call: &Call<'_>, state: FlowState, out: &mut Vec<u8>) -> u16 {
+    let end = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port);
+    let id = FlowId::new(Protocol::Tcp, end(2345), end(5777));
+    match (id, Tag::new(Tag::MAX_EXPERIMENT, Tag::MAX_ACTIVITY)) {
+        (Ok(id), Ok(tag)) => {
+            let event = FlowEvent { state, id, tag, time: None, application: None };
+            accept(call, vec![event], false, out)
+        }
+        (Err(message), _) | (_, Err(message)) => error(out, 500, &message),
+    }
+}
+
+fn post_flow(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    match flow_json::parse(call.body) {
+        Ok(flows) => accept(call, flows.events, flows.array, out),
+        Err(rejection) => {
+            write_json(out, &rejection);
+            400
+        }
+    }
+}
+
+/// Hands the events over and answers with them.
+fn accept(call: &Call<'_>, events: Vec<FlowEvent>, array: bool, out: &mut Vec<u8>) -> u16 {
+    let start = out.len();
+    flow_json::write(&events, array, out);
+    match call.inlet.send_all(events) {
+        Ok(()) => 200,
+        Err(refused) => {
+            out.truncate(start);
+            refusal(refused, out)
+        }
+    }
+}
+
+fn refusal(refused: Refused, out: &mut Vec<u8>) -> u16 {
+    error(out, 503, &refused.to_string())
+}
+
+/// Sorted by start time, so that two listings can be compared.
+fn list_flows(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    if call.crowded {
+        return error(out, 503, "too many long answers are on their way already");
+    }
+    let mut flows = match call.inlet.flows() {
+        Ok(flows) => flows,
+        Err(refused) => return refusal(refused, out),
+    };
+    flows.sort_unstable_by_key(|flow| {
+        (flow.start, flow.id.src(), flow.id.dst(), flow.id.protocol().number())
+    });
+    out.extend_from_slice(b"{\"flows\":[");
+    for (index, flow) in flows.iter().enumerate() {
+        out.extend_from_slice(if index > 0 { b"," } else { b"" });
+        write_flow(flow, out);
+    }
+    out.extend_from_slice(b"]}");
+    200
+}
+
+fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
+    // As in write_json. Plugin names need no escape.
+    let _ = write!(
+        out,
+        r#"{{"protocol":"{}","src":"{}","dst":"{}","experiment":{},"activity":{},"label":{},"labelHex":"{:#07x}","startTime":"{}","source":"{}""#,
+        flow.id.protocol(),
+        flow.id.src(),
+        flow.id.dst(),
+        flow.tag.experiment(),
+        flow.tag.activity(),
+        flow.label,
+        flow.label,
+        flow.start,
+        flow.source
+    );
+    if let Some(application) = &flow.application {
+        out.extend_from_slice(br#","application":"#);
+        write_json(out, &**application);
+    }
+    out.push(b'}');
+}
+
+/// Asks the dispatcher, through which everything goes.
+fn health(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    match call.inlet.count() {
+        Ok(flows) => {
+            write_json(out, &json!({ "status": "ok", "flows": flows }));
+            200
+        }
+        Err(refused) => refusal(refused, out),
+    }
+}
+
+fn openapi(_: &Call<'_>, out: &mut Vec<u8>) -> u16 {
+    out.extend_from_slice(OPENAPI.as_bytes());
+    200
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_description_has_exactly_the_routes() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let mut described = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+                described.insert((method.to_uppercase(), path.clone()));
+            }
+        }
+        let known = |route: &Route| (route.method.to_owned(), route.path.to_owned());
+        assert_eq!(described, ROUTES.iter().map(known).collect());
+    }
+
+    #[test]
+    fn the_description_refers_only_to_what_it_has() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut references = 0;
+        for part in OPENAPI.split("\"$ref\": \"#").skip(1) {
+            let pointer = part.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+            references += 1;
+        }
+        assert!(references > 0);
+        let fields = &document["components"]["schemas"]["Flow"]["properties"];
+        let known: BTreeSet<_> = fields.as_object().unwrap().keys().cloned().collect();
+        let written = br#"{"state":0,"protocol":0,"src":"[::1]:1","dst":"[::1]:1","experiment":1,
+            "activity":1,"application":"x","startTime":"2024-01-01T00:00:00Z"}"#;
+        let mut out = Vec::new();
+        flow_json::write(&flow_json::parse(written).unwrap().events, false, &mut out);
+        let keys: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        for key in keys.as_object().unwrap().keys() {
+            assert!(known.contains(key), "{key}");
+        }
+    }
+}

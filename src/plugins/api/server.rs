@@ -1,0 +1,292 @@
+//! The HTTP server of the API: one thread, sockets that do not block, and a limit
+//! to everything. It owns the listening socket and the connections.
+//!
+//! It sleeps in one wait for all sockets and the stop token, until the nearest
+//! deadline. Memory: all connections together hold up to [`Settings::memory`] bytes
+//! of requests and answers, then long requests and listings get 503; over it go at
+//! most 64 KiB per connection, which a short request may always have, and the one
+//! answer that is being made.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Fate, Shared};
+use crate::dispatcher::Inlet;
+use crate::error::{Error, Result};
+use crate::net::poller::{Interest, Poller};
+use crate::shutdown::Stop;
+use crate::warn_limited;
+
+/// The limits of the server.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The most connections at a time. The default leaves the rest of the daemon
+    /// half of the 1024 descriptors that a process usually may have.
+    pub connections: usize,
+    /// The longest body of a request, in bytes.
+    pub body: usize,
+    /// The bytes that all connections may hold; see above.
+    pub memory: usize,
+    /// For a request from its first byte to its last.
+    pub request: Duration,
+    /// Between two requests.
+    pub idle: Duration,
+    /// For a client to take the answer, or the next 256 KiB of a long one.
+    pub write: Duration,
+    /// For a client to close its end after the last answer.
+    pub linger: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            connections: 512,
+            body: 4 * 1024 * 1024,
+            memory: 64 * 1024 * 1024,
+            request: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            write: Duration::from_secs(10),
+            linger: Duration::from_secs(2),
+        }
+    }
+}
+
+/// For how long nothing is accepted after accept(2) has failed, unless a
+/// connection closes before: the descriptors may be missing elsewhere.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many connections are accepted before the others get their turn.
+const ACCEPT: usize = 64;
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    settings: Settings,
+}
+
+impl Server {
+    /// Listens on `address`; port 0 is any free one.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not one of this host.
+    pub fn bind(address: SocketAddr, settings: Settings) -> Result<Self> {
+        let failed = |error| Error::os(format!("cannot listen on {address}"), error);
+        // It sets SO_REUSEADDR, so that a restart need not wait for TIME_WAIT.
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Server { listener, address, settings })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` says so.
+    ///
+    /// # Errors
+    /// The system does not let it wait for sockets.
+    pub fn serve(self, inlet: &Inlet, stop: &Stop) -> Result<()> {
+        let failed = |error| Error::os("cannot wait for sockets", error);
+        let mut poller = Poller::new().map_err(failed)?;
+        poller.add(stop, STOP, Interest::Read).map_err(failed)?;
+        poller.add(&self.listener, LISTENER, Interest::Read).map_err(failed)?;
+        let shared = Shared::new(inlet, self.settings);
+        let mut hall = Hall {
+            listener: self.listener,
+            connections: Vec::new(),
+            open: 0,
+            shared,
+            wake: None,
+            paused: None,
+        };
+        let mut ready = Vec::new();
+        loop {
+            let timeout = hall.wake.map(|wake| wake.saturating_duration_since(Instant::now()));
+            poller.wait(hall.sockets(stop), timeout, &mut ready).map_err(failed)?;
+            let now = Instant::now();
+            for token in &ready {
+                match *token {
+                    STOP => return Ok(()),
+                    LISTENER => hall.accept(&poller, now),
+                    token => hall.ready(&poller, token, now),
+                }
+            }
+            if hall.wake.is_some_and(|wake| wake <= now) {
+                hall.expire(&poller, now);
+            }
+        }
+    }
+}
+
+const STOP: u64 = 0;
+const LISTENER: u64 = 1;
+/// Slot n of the connections has this plus n.
+const FIRST: u64 = 2;
+
+/// The connections and who lets them in.
+struct Hall<'a> {
+    listener: TcpListener,
+    connections: Vec<Option<Connection>>,
+    open: usize,
+    shared: Shared<'a>,
+    /// No deadline is earlier than this. It may be too early itself, since most
+    /// deadlines are put off long before they are due; then nothing is due when
+    /// it comes, and it is computed anew.
+    wake: Option<Instant>,
+    /// Nothing is accepted until then.
+    paused: Option<Instant>,
+}
+
+impl Hall<'_> {
+    /// All sockets with what they wait for, for a poller that does not remember.
+    fn sockets<'s>(
+        &'s self,
+        stop: &'s Stop,
+    ) -> impl Iterator<Item = (u64, BorrowedFd<'s>, Interest)> {
+        let accepting = if self.paused.is_some() { Interest::None } else { Interest::Read };
+        let others =
+            [(STOP, stop.as_fd(), Interest::Read), (LISTENER, self.listener.as_fd(), accepting)];
+        let connections = (FIRST..).zip(&self.connections).filter_map(|(token, connection)| {
+            let connection = connection.as_ref()?;
+            Some((token, connection.stream.as_fd(), connection.interest()))
+        });
+        others.into_iter().chain(connections)
+    }
+
+    fn accept(&mut self, poller: &Poller, now: Instant) {
+        for _ in 0..ACCEPT {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.admit(poller, stream, now),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return,
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    _ => {
+                        warn_limited!("plugins.api: cannot accept a connection: {error}");
+                        self.pause(poller, now);
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn pause(&mut self, poller: &Poller, now: Instant) {
+        // If even that fails, the next wait tells at once.
+        let _ = poller.set(&self.listener, LISTENER, Interest::None);
+        self.paused = Some(now + PAUSE);
+        self.wake_by(now + PAUSE);
+    }
+
+    fn resume(&mut self, poller: &Poller) {
+        if self.paused.take().is_some() {
+            // As above.
+            let _ = poller.set(&self.listener, LISTENER, Interest::Read);
+        }
+    }
+
+    fn admit(&mut self, poller: &Poller, stream: TcpStream, now: Instant) {
+        if self.open >= self.shared.settings.connections {
+            self.make_room(poller);
+        }
+        let free = self.connections.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.connections.len());
+        let connection = match Connection::new(stream, now, &self.shared.settings) {
+            Ok(connection) => connection,
+            // The client has gone already.
+            Err(error) => return log::debug!("plugins.api: cannot use a connection: {error}"),
+        };
+        if let Err(error) = poller.add(&connection.stream, token_of(slot), Interest::Read) {
+            warn_limited!("plugins.api: cannot wait for a connection: {error}");
+            return;
+        }
+        self.wake_by(connection.deadline);
+        self.open += 1;
+        if slot == self.connections.len() {
+            self.connections.push(Some(connection));
+        } else {
+            self.connections[slot] = Some(connection);
+        }
+    }
+
+    /// Closes the connection that was idle for the longest time.
+    fn make_room(&mut self, poller: &Poller) {
+        let open = self.connections.iter().enumerate();
+        let ages = open.filter_map(|(slot, connection)| {
+            let connection = connection.as_ref()?;
+            Some(((!connection.idle(), connection.active), slot))
+        });
+        if let Some((_, slot)) = ages.min() {
+            let limit = self.shared.settings.connections;
+            warn_limited!("plugins.api: more than {limit} connections: the longest idle is closed");
+            self.close(poller, slot);
+        }
+    }
+
+    fn close(&mut self, poller: &Poller, slot: usize) {
+        if let Some(connection) = self.connections[slot].take() {
+            self.shared.memory -= connection.memory();
+            self.open -= 1;
+            drop(connection);
+            self.resume(poller);
+        }
+    }
+
+    fn wake_by(&mut self, deadline: Instant) {
+        self.wake = Some(self.wake.map_or(deadline, |wake| wake.min(deadline)));
+    }
+
+    fn ready(&mut self, poller: &Poller, token: u64, now: Instant) {
+        let slot = usize::try_from(token - FIRST).unwrap_or(usize::MAX);
+        self.with(poller, slot, |connection, shared| connection.ready(shared, now));
+    }
+
+    /// Lets a connection do something and sees to what has changed by it. It may
+    /// be gone: another event of the same wait has closed it.
+    fn with(
+        &mut self,
+        poller: &Poller,
+        slot: usize,
+        act: impl FnOnce(&mut Connection, &mut Shared<'_>) -> Fate,
+    ) {
+        let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+        let (memory, interest) = (connection.memory(), connection.interest());
+        let mut fate = act(connection, &mut self.shared);
+        self.shared.memory = self.shared.memory + connection.memory() - memory;
+        let (deadline, now_interest) = (connection.deadline, connection.interest());
+        if fate == Fate::Open && now_interest != interest {
+            let set = poller.set(&connection.stream, token_of(slot), now_interest);
+            if set.is_err() {
+                fate = Fate::Closed;
+            }
+        }
+        match fate {
+            Fate::Open => self.wake_by(deadline),
+            Fate::Closed => self.close(poller, slot),
+        }
+    }
+
+    /// Ends what is due, and finds the next deadline.
+    fn expire(&mut self, poller: &Poller, now: Instant) {
+        if self.paused.is_some_and(|until| until <= now) {
+            self.resume(poller);
+        }
+        for slot in 0..self.connections.len() {
+            let due = |connection: &Connection| connection.deadline <= now;
+            if self.connections[slot].as_ref().is_some_and(due) {
+                self.with(poller, slot, |connection, shared| connection.expire(shared, now));
+            }
+        }
+        let deadlines = self.connections.iter().flatten().map(|connection| connection.deadline);
+        self.wake = deadlines.chain(self.paused).min();
+    }
+}
+
+fn token_of(slot: usize) -> u64 {
+    FIRST + slot as u64
+}
