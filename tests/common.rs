@@ -1,1 +1,47 @@
-//! What the other modules share: a daemon under test, namespaces, packets.
+//! What the other modules share: a daemon under test, namespaces, traffic, packets.
+
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+mod capture;
+mod daemon;
+mod netns;
+pub(crate) mod packet;
+mod raw;
+mod traffic;
+mod tun;
+
+pub(crate) use {capture::*, daemon::*, netns::*, raw::*, traffic::*, tun::*};
+
+/// How long a test waits for what has to happen. Only a failing test waits that
+/// long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` gives a value.
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A TCP port of loopback that is free now.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Whether the test may not run, with the reason said. `make test` as root counts
+/// it as a failure.
+pub(crate) fn skip_unless_root() -> bool {
+    let skip = !nix::unistd::geteuid().is_root();
+    if skip {
+        println!("SKIP: needs root");
+    }
+    skip
+}

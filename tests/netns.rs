@@ -1,1 +1,10 @@
 //! The daemon in network namespaces with real traffic. Root.
+//!
+//! What arrives on the other host is captured and decoded; every packet of a flow
+//! is counted and has to be marked, none may be missing.
+
+mod bulk;
+mod harness;
+mod life;
+mod packets;
+mod rig;

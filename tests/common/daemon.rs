@@ -1,0 +1,244 @@
+//! The real binary as a child process, with a folder of its own for its files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use serde_json::{json, Value};
+use tempfile::TempDir;
+
+use super::netns::Namespace;
+use super::{wait_for, PATIENCE};
+
+/// What the daemon has printed on standard error.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    more: Condvar,
+}
+
+/// A glowd process. Killed when dropped; a test that fails shows its log.
+pub(crate) struct Daemon {
+    child: Child,
+    dir: Arc<TempDir>,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    pipe: Option<File>,
+    api: u16,
+}
+
+/// How a daemon ended that never became ready.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: ExitStatus,
+    pub(crate) log: String,
+}
+
+impl Daemon {
+    /// Starts a daemon on the host and waits until it is ready. `config` need not
+    /// name the files: those that it leaves out are in the daemon's own folder.
+    pub(crate) fn start(config: Value) -> Self {
+        Self::try_start(config, None).unwrap_or_else(|failure| panic!("{failure:#?}"))
+    }
+
+    /// The same in a network namespace.
+    pub(crate) fn start_in(namespace: &Namespace, config: Value) -> Self {
+        Self::try_start(config, Some(namespace)).unwrap_or_else(|failure| panic!("{failure:#?}"))
+    }
+
+    /// The same, where it may fail.
+    pub(crate) fn try_start(
+        mut config: Value,
+        namespace: Option<&Namespace>,
+    ) -> Result<Self, Failure> {
+        let dir = tempfile::tempdir().expect("a folder");
+        complete(&mut config, dir.path());
+        let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
+        std::fs::write(dir.path().join("conf.json"), config.to_string())
+            .expect("to write the configuration");
+        Self::launch(Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
+    }
+
+    /// Kills it without a chance to tidy up and starts it again in the same place.
+    pub(crate) fn kill_and_restart(&mut self, namespace: &Namespace) {
+        self.end_by(Signal::SIGKILL);
+        let next = Self::launch(self.dir.clone(), self.api, Some(namespace));
+        *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));
+    }
+
+    /// Starts it with the conf.json of `dir`.
+    fn launch(dir: Arc<TempDir>, api: u16, namespace: Option<&Namespace>) -> Result<Self, Failure> {
+        let conf = dir.path().join("conf.json");
+        let socket = dir.path().join("notify");
+        // Left by the one before.
+        let _ = std::fs::remove_file(&socket);
+        let notified = UnixDatagram::bind(&socket).expect("a notify socket");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        command.arg("--conf").arg(&conf).args(["--log-level", "debug", "run"]);
+        command.env("NOTIFY_SOCKET", &socket).env_remove("INVOCATION_ID");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut spawn = || command.spawn().expect("to start glowd");
+        let mut child = match namespace {
+            Some(namespace) => namespace.enter(spawn),
+            None => spawn(),
+        };
+        let stderr = child.stderr.take().expect("piped");
+        let log = Arc::<Log>::default();
+        let reader = {
+            let log = log.clone();
+            thread::spawn(move || collect(stderr, &log))
+        };
+        let mut daemon = Daemon { child, dir, log, reader: Some(reader), pipe: None, api };
+        match daemon.wait_until_ready(&notified) {
+            Ok(()) => Ok(daemon),
+            Err(status) => {
+                daemon.reader.take().map(JoinHandle::join);
+                Err(Failure { status, log: daemon.lines().join("\n") })
+            }
+        }
+    }
+
+    fn wait_until_ready(&mut self, notified: &UnixDatagram) -> Result<(), ExitStatus> {
+        let mut buffer = [0; 256];
+        let start = Instant::now();
+        // Short, to notice that it has ended instead.
+        let patience = Some(Duration::from_millis(20));
+        notified.set_read_timeout(patience).expect("a timeout");
+        while start.elapsed() < PATIENCE {
+            match notified.recv(&mut buffer) {
+                Ok(length) if buffer[..length].starts_with(b"READY=1") => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => panic!("the notify socket: {error}"),
+            }
+            if let Some(status) = self.child.try_wait().expect("to ask for its end") {
+                return Err(status);
+            }
+        }
+        panic!("glowd was not ready in time:\n{}", self.lines().join("\n"));
+    }
+
+    /// The folder with its files.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn pipe_path(&self) -> PathBuf {
+        self.dir().join("np")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Writes to the named pipe.
+    pub(crate) fn write(&mut self, lines: &str) {
+        let path = self.pipe_path();
+        let pipe = self.pipe.get_or_insert_with(|| {
+            OpenOptions::new().write(true).open(&path).expect("to open the pipe")
+        });
+        pipe.write_all(lines.as_bytes()).expect("to write to the pipe");
+    }
+
+    /// Asks the API of a daemon on the host: status and body.
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.api)).expect("to reach the API");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: glowd\r\nConnection: close\r\n\r\n")
+            .expect("to send a request");
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).expect("a response");
+        let end = response.windows(4).position(|window| window == b"\r\n\r\n").expect("headers");
+        let head = String::from_utf8_lossy(&response[..end]).into_owned();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = serde_json::from_slice(&response[end + 4..]).expect("a JSON body");
+        (status.expect("a status line"), body)
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.log.lines.lock().expect("no panic").clone()
+    }
+
+    /// Waits for a line with `text` in it and returns the line.
+    pub(crate) fn wait_for_line(&self, text: &str) -> String {
+        let lines = self.log.lines.lock().expect("no panic");
+        let find = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
+        let (lines, _) = self
+            .log
+            .more
+            .wait_timeout_while(lines, PATIENCE, |lines| find(lines).is_none())
+            .expect("no panic");
+        find(&lines).unwrap_or_else(|| panic!("no line with {text:?} in:\n{}", lines.join("\n")))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a pid"));
+        kill(pid, signal).expect("to send a signal");
+    }
+
+    /// Sends `signal` and waits for the end.
+    pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        let child = &mut self.child;
+        wait_for("glowd to end", || child.try_wait().expect("to ask for its end"))
+    }
+
+    /// Stops it in order: exit status 0, and no warning or error in its log but
+    /// those that contain one of `expected`.
+    pub(crate) fn stop(mut self, expected: &[&str]) {
+        let status = self.end_by(Signal::SIGTERM);
+        self.reader.take().map(JoinHandle::join);
+        let log = self.lines();
+        assert_eq!((status.code(), status.signal()), (Some(0), None), "{log:#?}");
+        let loud = |line: &&String| line.contains("error: ") || line.contains("warn: ");
+        let known = |line: &&String| expected.iter().any(|text| line.contains(text));
+        let surprises: Vec<_> = log.iter().filter(loud).filter(|line| !known(line)).collect();
+        assert!(surprises.is_empty(), "{surprises:#?}");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.reader.take().map(JoinHandle::join);
+        if thread::panicking() {
+            println!("glowd's log:");
+            self.lines().iter().for_each(|line| println!("    {line}"));
+        }
+    }
+}
+
+fn collect(stderr: ChildStderr, log: &Log) {
+    for line in BufReader::new(stderr).split(b'\n') {
+        let Ok(line) = line else { return };
+        log.lines.lock().expect("no panic").push(String::from_utf8_lossy(&line).into_owned());
+        log.more.notify_all();
+    }
+}
+
+/// Fills in the paths that a test does not care about, so that no daemon touches
+/// another's files.
+fn complete(config: &mut Value, dir: &Path) {
+    let path = |name: &str| json!(dir.join(name).to_str().expect("UTF-8"));
+    let default = |object: &mut Value, key: &str, name: &str| {
+        let map = object.as_object_mut().expect("an object");
+        map.entry(key).or_insert_with(|| path(name));
+    };
+    default(config, "pidPath", "glowd.pid");
+    default(config, "workDir", "work");
+    if let Some(pipe) = config.pointer_mut("/plugins/namedPipe") {
+        default(pipe, "pipePath", "np");
+    }
+}

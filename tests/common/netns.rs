@@ -1,0 +1,130 @@
+//! Network namespaces for tests, and the one topology that most of them need.
+//!
+//! A namespace here has no name: it lives by a file descriptor and by what runs in
+//! it. So tests cannot meet each other's, and the kernel removes everything in it,
+//! whatever way the test ends.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+
+use nix::sched::{setns, unshare, CloneFlags};
+
+/// A network namespace with `lo` up.
+pub(crate) struct Namespace(File);
+
+impl Namespace {
+    pub(crate) fn new() -> Self {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
+            File::open("/proc/thread-self/ns/net").expect("its file")
+        };
+        let namespace = Namespace(thread::spawn(make).join().expect("a thread"));
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// Runs `work` on a thread inside. What it makes (sockets, processes) stays in
+    /// the namespace.
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = || {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("to enter the namespace");
+                work()
+            };
+            match scope.spawn(inside).join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// A path by which other processes can name it while this one lives.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// Runs a command inside and returns what it printed.
+    pub(crate) fn run(&self, command: &str) -> String {
+        let mut words = command.split_whitespace();
+        let program = words.next().expect("a program");
+        let output = self
+            .enter(|| Command::new(program).args(words).output())
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {}: {errors}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// `ip` with these arguments.
+    pub(crate) fn ip(&self, arguments: &str) {
+        self.run(&format!("ip {arguments}"));
+    }
+
+    /// Sets `/proc/sys/net/KEY`.
+    pub(crate) fn sysctl(&self, key: &str, value: &str) {
+        let path = format!("/proc/sys/net/{key}");
+        self.enter(|| fs::write(&path, value)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+/// The device at both ends of a [`Pair`].
+pub(crate) const DEVICE: &str = "veth0";
+/// The marking host's address, its second one, and the other host's.
+pub(crate) const HERE: &str = "fd00::1";
+pub(crate) const HERE_TOO: &str = "fd00::11";
+pub(crate) const THERE: &str = "fd00::2";
+
+/// Who cuts a bulk transfer into segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offload {
+    /// The device: super-packets reach the other host as they are.
+    Tso,
+    /// The kernel, behind the egress hook, which so sees super-packets.
+    Gso,
+    /// TCP: the egress hook sees every packet of the wire, checksum included.
+    None,
+}
+
+/// Two hosts and a cable: `here`, where the daemon runs, and `there`. Labels are 0
+/// unless somebody sets them, and ECN is negotiated.
+pub(crate) struct Pair {
+    pub(crate) here: Namespace,
+    pub(crate) there: Namespace,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let (here, there) = (Namespace::new(), Namespace::new());
+        let peer = there.path();
+        here.ip(&format!("link add {DEVICE} type veth peer name {DEVICE} netns {peer}"));
+        for (host, addresses, v4) in
+            [(&here, &[HERE, HERE_TOO][..], "10.0.0.1"), (&there, &[THERE], "10.0.0.2")]
+        {
+            host.sysctl("ipv6/auto_flowlabels", "0");
+            host.sysctl("ipv4/tcp_ecn", "1");
+            for address in addresses {
+                host.ip(&format!("-6 address add {address}/64 dev {DEVICE} nodad"));
+            }
+            host.ip(&format!("address add {v4}/24 dev {DEVICE}"));
+            host.ip(&format!("link set {DEVICE} up"));
+        }
+        Pair { here, there }
+    }
+
+    /// Sets both ends. Before the daemon starts, as on a real host.
+    pub(crate) fn set_device(&self, mtu: u32, offload: Offload) {
+        let (features, segments) = match offload {
+            Offload::Tso => ("tx on tso on gso on gro off", 65_535),
+            Offload::Gso => ("tx on tso off gso on gro off", 65_535),
+            // TCP makes GSO packets whatever the device says (since 4.17), unless
+            // the device takes one segment at a time.
+            Offload::None => ("tx off tso off gso off gro off", 1),
+        };
+        for host in [&self.here, &self.there] {
+            host.ip(&format!("link set {DEVICE} mtu {mtu} gso_max_segs {segments}"));
+            host.run(&format!("ethtool -K {DEVICE} {features}"));
+        }
+    }
+}
