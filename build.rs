@@ -1,2 +1,111 @@
-//! Compiles bpf/*.bpf.c.
-fn main() {}
+//! Compiles each bpf/<stem>.bpf.c to $OUT_DIR/<stem>.bpf.o, which the program
+//! embeds, and tells it which commit it was built from.
+//!
+//! Reads from the environment: CLANG and LLVM_STRIP (the tools to use), and
+//! GLOWD_COMMIT (for builds outside a git checkout).
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{exit, Command};
+
+fn main() {
+    commit();
+    let linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|os| os == "linux");
+    if env::var_os("CARGO_FEATURE_EBPF").is_some() && linux {
+        if let Err(message) = bpf() {
+            println!("cargo::error={}", message.replace('\n', "\ncargo::error="));
+            exit(1);
+        }
+    }
+}
+
+/// Sets GLOWD_COMMIT for the compiler, or leaves it unset: nothing depends on it.
+fn commit() {
+    println!("cargo::rerun-if-env-changed=GLOWD_COMMIT");
+    // These exist only in a git checkout, and a missing file would make cargo
+    // run this every time.
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo::rerun-if-changed={file}");
+        }
+    }
+    let given = env::var("GLOWD_COMMIT").ok().filter(|commit| !commit.is_empty());
+    // A tarball unpacked inside somebody else's repository has another commit.
+    let known = given.or_else(|| {
+        if !Path::new(".git").exists() {
+            return None;
+        }
+        let git = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+        let commit = String::from_utf8(git.stdout).ok()?.trim().to_owned();
+        (git.status.success() && !commit.is_empty()).then_some(commit)
+    });
+    if let Some(commit) = known {
+        println!("cargo::rustc-env=GLOWD_COMMIT={commit}");
+    }
+}
+
+fn bpf() -> Result<(), String> {
+    println!("cargo::rerun-if-env-changed=CLANG");
+    println!("cargo::rerun-if-env-changed=LLVM_STRIP");
+    // The folder itself for files that come and go, each file for its content.
+    println!("cargo::rerun-if-changed=bpf");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let entries = fs::read_dir("bpf").map_err(|error| format!("cannot read bpf/: {error}"))?;
+    for entry in entries {
+        let source = entry.map_err(|error| format!("cannot read bpf/: {error}"))?.path();
+        println!("cargo::rerun-if-changed={}", source.display());
+        let name = source.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(stem) = name.strip_suffix(".c").filter(|stem| stem.ends_with(".bpf")) {
+            compile(&source, &out.join(format!("{stem}.o")))?;
+        }
+    }
+    Ok(())
+}
+
+fn compile(source: &Path, object: &Path) -> Result<(), String> {
+    let mut clang = Command::new(env::var_os("CLANG").unwrap_or("clang".into()));
+    // The v2 instruction set is what every kernel since 4.14 runs; v3 needs 5.1.
+    // -g is for BTF; the DWARF that it makes too is stripped below.
+    clang.args(["-target", "bpf", "-mcpu=v2", "-O2", "-g"]);
+    // No path of the machine that built it belongs in the object.
+    clang.args(["-Wall", "-fdebug-compilation-dir=."]);
+    clang.args(include_paths());
+    clang.arg("-c").arg(source).arg("-o").arg(object);
+    let output = clang.output().map_err(|error| {
+        format!(
+            "cannot run clang, which compiles the eBPF programs: {error}\n\
+             install it: apt-get install clang llvm, or dnf install clang llvm\n\
+             (CLANG names another one; --no-default-features builds without the marker)"
+        )
+    })?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("clang cannot compile {}:\n{}", source.display(), text.trim_end()));
+    }
+    // Not errors: a later clang that warns of more must not break the build.
+    text.lines().for_each(|line| println!("cargo::warning={line}"));
+    let strip = env::var_os("LLVM_STRIP").unwrap_or("llvm-strip".into());
+    // Without it the object is bigger and works as well.
+    let _ = Command::new(strip).arg("-g").arg(object).output();
+    Ok(())
+}
+
+fn include_paths() -> Vec<OsString> {
+    let mut paths = Vec::new();
+    // Set by libbpf-sys when it has built its own libbpf; otherwise the
+    // system's headers are in clang's path anyway.
+    if let Some(libbpf) = env::var_os("DEP_BPF_INCLUDE") {
+        paths.extend(["-I".into(), libbpf]);
+    }
+    // Debian keeps asm/types.h in a folder by architecture that clang does not
+    // search for the target bpf.
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let arch = if arch == "powerpc64" { "powerpc64le".into() } else { arch };
+    let multiarch = format!("/usr/include/{arch}-linux-gnu");
+    if Path::new(&multiarch).is_dir() {
+        paths.extend(["-idirafter".into(), multiarch.into()]);
+    }
+    paths
+}
