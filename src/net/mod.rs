@@ -3,3 +3,9 @@
 pub mod udp;
 pub mod http;
 pub mod poller;
+#[cfg(target_os = "linux")]
+pub mod interfaces;
+#[cfg(target_os = "linux")]
+pub mod netlink;
+#[cfg(target_os = "linux")]
+pub mod tc;

@@ -4,3 +4,13 @@
 #[cfg(target_os = "linux")]
 pub mod udp;
 pub mod version;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod abi;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod bpf;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod libbpf_log;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod map;
+#[cfg(target_os = "linux")]
+pub mod socket;

@@ -1,0 +1,248 @@
+//! The structs that glowd and its eBPF programs share: bpf/abi.h in Rust. A test
+//! has clang compile the header and compares.
+//!
+//! Owns nothing; used by whichever thread talks to a map.
+#![allow(unsafe_code)]
+
+/// A type that is nothing but its bytes.
+///
+/// # Safety
+/// The type is `repr(C)` or a primitive, has no padding that the compiler put
+/// there, and every bit pattern is a value of it.
+pub unsafe trait Plain: Copy + Default {}
+
+// SAFETY: an integer.
+unsafe impl Plain for u32 {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+
+/// `struct flow_key`: the key of map `flows`. Ports are in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowKey {
+    /// Source address, in network order.
+    pub src: [u8; 16],
+    /// Destination address, in network order.
+    pub dst: [u8; 16],
+    /// Source port, in network order.
+    pub src_port: [u8; 2],
+    /// Destination port, in network order.
+    pub dst_port: [u8; 2],
+    /// IPPROTO_TCP or IPPROTO_UDP.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+// SAFETY: bytes only, so without padding; each may have any value.
+unsafe impl Plain for FlowKey {}
+
+/// `FLOW_NO_ROOM`: a flag of a flow whose path has no room for a header.
+pub const FLOW_NO_ROOM: u8 = 1;
+
+/// `struct flow_value`: the value of maps `flows` and `default_flow`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowValue {
+    /// Flow label, 20 bits: tag and entropy. 0: no flow.
+    pub label: u32,
+    /// Experiment id, 1 to 511.
+    pub experiment: u16,
+    /// Activity id, 0 to 63.
+    pub activity: u8,
+    /// `FLOW_*`.
+    pub flags: u8,
+}
+// SAFETY: integers that fill eight octets without a gap (the test below asks the
+// C compiler for the offsets).
+unsafe impl Plain for FlowValue {}
+
+/// Where a packet carries the tag (`settings.strategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Strategy {
+    /// In the flow label.
+    Label = 0,
+    /// In a hop-by-hop options header.
+    HopByHop = 1,
+    /// In a destination options header.
+    Destination = 2,
+    /// In both headers.
+    HopByHopDestination = 3,
+}
+
+impl Strategy {
+    /// All, with the names that the configuration knows them by.
+    pub const ALL: [(Strategy, &'static str); 4] = [
+        (Strategy::Label, "label"),
+        (Strategy::HopByHop, "hopByHop"),
+        (Strategy::Destination, "destination"),
+        (Strategy::HopByHopDestination, "hopByHopDestination"),
+    ];
+
+    /// The strategy of that canonical name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(_, known)| *known == name).map(|(strategy, _)| strategy)
+    }
+
+    /// Whether packets grow by a header, for which there has to be room.
+    pub fn adds_header(self) -> bool {
+        self != Strategy::Label
+    }
+}
+
+/// `struct settings`: what is chosen before the programs are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// A [`Strategy`].
+    pub strategy: u8,
+    /// 0 or 1: packets of no flow carry the tag of the default flow.
+    pub match_all: u8,
+    /// 0 or 1: a line to the kernel's trace pipe per packet of a flow.
+    pub debug: u8,
+    /// 0 or 1: the kernel has bpf_check_mtu (5.12).
+    pub check_mtu: u8,
+}
+// SAFETY: bytes only, so without padding; each may have any value.
+unsafe impl Plain for Settings {}
+
+/// `enum unmarked_reason`: why packets of a flow went out unmarked, in the order
+/// of map `unmarked`, as the log says it.
+pub const UNMARKED_REASONS: [&str; 9] = [
+    "are fragments after the first, which carry no ports",
+    "have a hop-by-hop header already, and a second is illegal",
+    "have an extension header where the tag's would go",
+    "would exceed the interface's MTU",
+    "would exceed the path's MTU",
+    "are jumbograms, or would exceed the payload length",
+    "have more VLAN tags than the kernel lets a program move",
+    "are of a GSO type that cannot grow a header",
+    "met a kernel without memory",
+];
+
+/// `struct __sk_buff` of linux/bpf.h as far as BPF_PROG_TEST_RUN reads or writes
+/// it; what it refuses to take is padding here and has to be zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SkBuff {
+    pad_0: [u32; 2],
+    /// The packet's mark.
+    pub mark: u32,
+    pad_1: [u32; 5],
+    /// Its priority.
+    pub priority: u32,
+    /// The interface that it came in by.
+    pub ingress_ifindex: u32,
+    /// The interface that it is on.
+    pub ifindex: u32,
+    pad_2: u32,
+    /// Room for programs to talk to each other.
+    pub cb: [u32; 5],
+    pad_3: [u32; 21],
+    /// Time stamp, in nanoseconds.
+    pub tstamp: u64,
+    /// Length on the wire, in octets.
+    pub wire_len: u32,
+    /// Number of segments.
+    pub gso_segs: u32,
+    pad_4: [u32; 2],
+    /// Payload of a segment, in octets; 0: not GSO.
+    pub gso_size: u32,
+    pad_5: u32,
+    pad_6: [u32; 2],
+}
+// SAFETY: integers without a gap: `tstamp` is at offset 152, a multiple of 8, and
+// the size is one too. The test below asks the C compiler.
+unsafe impl Plain for SkBuff {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+    use std::mem::{offset_of, size_of};
+    use std::process::Command;
+
+    /// A C file that does not compile unless everything is as this file says.
+    fn assertions() -> String {
+        let mut text =
+            String::from("#include <stddef.h>\n#include <linux/bpf.h>\n#include \"abi.h\"\n");
+        let mut same = |c: &str, rust: usize| {
+            writeln!(text, "_Static_assert(({c}) == {rust}, \"{c}\");").unwrap();
+        };
+        macro_rules! mirror {
+            ($c:literal, $rust:ident { $($field:ident),* }) => {
+                same(concat!("sizeof(struct ", $c, ")"), size_of::<$rust>());
+                $(same(
+                    concat!("offsetof(struct ", $c, ", ", stringify!($field), ")"),
+                    offset_of!($rust, $field),
+                );)*
+            };
+        }
+        mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
+        mirror!("flow_value", FlowValue { label, experiment, activity, flags });
+        mirror!("settings", Settings { strategy, match_all, debug, check_mtu });
+        mirror!(
+            "__sk_buff",
+            SkBuff {
+                mark,
+                priority,
+                ingress_ifindex,
+                ifindex,
+                cb,
+                tstamp,
+                wire_len,
+                gso_segs,
+                gso_size
+            }
+        );
+        same("FLOW_NO_ROOM", usize::from(FLOW_NO_ROOM));
+        same("STRATEGY_LABEL", Strategy::Label as usize);
+        same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);
+        same("STRATEGY_DESTINATION", Strategy::Destination as usize);
+        same("STRATEGY_HOP_BY_HOP_DESTINATION", Strategy::HopByHopDestination as usize);
+        let reasons = [
+            ("FRAGMENT", "fragments"),
+            ("HOP_BY_HOP", "a hop-by-hop header"),
+            ("EXTENSION", "an extension header"),
+            ("MTU", "the interface's MTU"),
+            ("PATH_MTU", "the path's MTU"),
+            ("LENGTH", "jumbograms"),
+            ("VLAN", "VLAN"),
+            ("GSO", "GSO"),
+            ("KERNEL", "memory"),
+        ];
+        for (at, (name, word)) in reasons.into_iter().enumerate() {
+            assert!(UNMARKED_REASONS[at].contains(word), "{name}: {}", UNMARKED_REASONS[at]);
+            same(&format!("UNMARKED_{name}"), at);
+        }
+        same("UNMARKED_REASONS", UNMARKED_REASONS.len());
+        text
+    }
+
+    #[test]
+    fn mirrors_abi_h() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mirror.c");
+        std::fs::write(&file, assertions()).unwrap();
+        let clang = std::env::var_os("CLANG").unwrap_or("clang".into());
+        let here = env!("CARGO_MANIFEST_DIR");
+        let output = Command::new(clang)
+            .args(["-fsyntax-only", "-std=gnu11", "-I"])
+            .arg(format!("{here}/bpf"))
+            .arg(&file)
+            .output()
+            .expect("clang, which built the programs, runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn strategies_have_the_names_of_the_configuration() {
+        assert_eq!(Strategy::of_name("hopByHop"), Some(Strategy::HopByHop));
+        assert_eq!(
+            Strategy::of_name("flowLabel"),
+            None,
+            "an alias, which the configuration resolves"
+        );
+        assert!(!Strategy::Label.adds_header());
+    }
+}
