@@ -1,1 +1,30 @@
-fn main() {}
+//! `make bench`: the figures of ARCHITECTURE.md, measured, each with what it is to
+//! reach. Root. Machines differ: what counts are the ratios within one run, such
+//! as the marker's time above that of an empty program.
+
+#![allow(clippy::print_stderr, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod control;
+mod data_path;
+mod process;
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("bench: needs root, for eBPF and a network namespace of its own");
+        std::process::exit(77);
+    }
+    println!("{:<62} {:>14}   {}", "what", "measured", "to reach");
+    data_path::rows();
+    control::rows();
+}
+
+/// Prints a row of the table.
+fn row(what: &str, measured: String, reach: &str) {
+    println!("{what:<62} {measured:>14}   {reach}");
+}
+
+/// The value below which that share of the values lie.
+fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share) as usize]
+}

@@ -1,1 +1,486 @@
 //! The eBPF programs by BPF_PROG_TEST_RUN: packet in, verdict and packet out. Root.
+//!
+//! A row is a packet and what has to come out. What a test run cannot show is in
+//! `netns`: GSO (a test run's packets have no GSO type), and a VLAN tag beside the
+//! data, which is not part of what a test run returns.
+
+mod packet;
+mod rig;
+
+use glowd::sys::abi::{FlowKey, FlowValue, Strategy, FLOW_NO_ROOM};
+use packet::*;
+use rig::{Rig, TC_ACT_UNSPEC};
+
+const EXPERIMENT: u16 = 2;
+const ACTIVITY: u8 = 16;
+/// Experiment 2, activity 16 with all entropy bits set (spec section 1.2).
+const LABEL: u32 = 0xD0143;
+const FLOW: FlowValue =
+    FlowValue { label: LABEL, experiment: EXPERIMENT, activity: ACTIVITY, flags: 0 };
+
+const HEADER_STRATEGIES: [Strategy; 3] =
+    [Strategy::HopByHop, Strategy::Destination, Strategy::HopByHopDestination];
+
+fn key(protocol: u8) -> FlowKey {
+    FlowKey {
+        src: SRC,
+        dst: DST,
+        src_port: SRC_PORT.to_be_bytes(),
+        dst_port: DST_PORT.to_be_bytes(),
+        protocol,
+        pad: [0; 3],
+    }
+}
+
+/// The marker with that strategy and one TCP and one UDP flow open.
+fn rig(strategy: Strategy) -> Rig {
+    let rig = Rig::new(strategy, false);
+    rig.open(key(TCP), FLOW);
+    rig.open(key(UDP), FLOW);
+    rig
+}
+
+/// The 8 octets of spec section 2.1.
+fn option(next: u8) -> [u8; 8] {
+    let [high, low] = EXPERIMENT.to_be_bytes();
+    [next, 0, 0x1e, 3, high, low, ACTIVITY, 0]
+}
+
+/// What has to become of a packet of the flow.
+fn marked(packet: &Packet, strategy: Strategy) -> Packet {
+    let mut out = packet.clone();
+    let headers: &[u8] = match strategy {
+        Strategy::Label => {
+            out.label = LABEL;
+            &[]
+        }
+        Strategy::HopByHop => &[HOP_BY_HOP],
+        Strategy::Destination => &[DESTINATION],
+        Strategy::HopByHopDestination => &[HOP_BY_HOP, DESTINATION],
+    };
+    for number in headers.iter().rev() {
+        out.extensions.insert(0, (*number, option(0).to_vec()));
+    }
+    // In a test run the outermost tag ends up beside the data.
+    if strategy != Strategy::Label && !out.tags.is_empty() {
+        out.tags.remove(0);
+    }
+    out
+}
+
+#[track_caller]
+fn assert_marked(rig: &Rig, packet: &Packet, what: &str) {
+    let run = rig.egress(&packet.frame());
+    assert_eq!(run.verdict, TC_ACT_UNSPEC, "{what}");
+    let mut expected = marked(packet, rig.strategy);
+    if expected.payload_len.is_some() {
+        expected.payload_len = packet.payload_len;
+    }
+    assert_eq!(run.packet, expected.frame(), "{:?}: {what}", rig.strategy);
+    assert_eq!(rig.take_unmarked(), [], "{:?}: {what}", rig.strategy);
+}
+
+/// The packet leaves as it came; `reason` (a constant of abi.h) is counted, or
+/// nothing.
+#[track_caller]
+fn assert_untouched(rig: &Rig, frame: &[u8], reason: Option<&str>, what: &str) {
+    let run = rig.egress(frame);
+    assert_eq!(run.verdict, TC_ACT_UNSPEC, "{what}");
+    assert_eq!(run.packet, frame, "{:?}: {what}", rig.strategy);
+    let counted = rig.take_unmarked();
+    let expected: Vec<_> = reason.map(|reason| (reason.to_owned(), 1)).into_iter().collect();
+    assert_eq!(counted, expected, "{:?}: {what}", rig.strategy);
+}
+
+fn all_strategies() -> impl Iterator<Item = Strategy> {
+    Strategy::ALL.into_iter().map(|(strategy, _)| strategy)
+}
+
+/// Defect 4 of the peers: UDP was never marked.
+#[test]
+fn defect_04_tcp_and_udp_are_marked_each_by_its_own_flow() {
+    for strategy in all_strategies() {
+        let both = rig(strategy);
+        assert_marked(&both, &Packet::tcp(100), "TCP");
+        assert_marked(&both, &Packet::tcp(0), "TCP without data");
+        assert_marked(&both, &Packet::udp(100), "UDP");
+        let only_udp = Rig::new(strategy, false);
+        only_udp.open(key(UDP), FLOW);
+        assert_marked(&only_udp, &Packet::udp(1), "UDP");
+        let tcp = Packet::tcp(1).frame();
+        assert_untouched(&only_udp, &tcp, None, "a UDP flow does not mark TCP");
+    }
+}
+
+/// Defect 1 of the peers: half of the traffic class was overwritten.
+#[test]
+fn defect_01_every_traffic_class_survives() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        for class in 0..=255 {
+            let packet = Packet::tcp(10).with(|p| p.traffic_class = class);
+            assert_marked(&rig, &packet, "traffic class");
+        }
+    }
+}
+
+#[test]
+fn whatever_label_was_there_is_replaced_or_left() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        for label in [1, 0xFFFFF, LABEL, 0x12345] {
+            assert_marked(&rig, &Packet::tcp(10).with(|p| p.label = label), "label");
+        }
+    }
+}
+
+/// Spec section 2.1: `06 00 1E 03 00 02 10 00` for experiment 2, activity 16.
+#[test]
+fn headers_are_the_octets_of_the_specification() {
+    let out = rig(Strategy::HopByHop).egress(&Packet::tcp(0).frame()).packet;
+    assert_eq!(out[14 + 6], 0);
+    assert_eq!(out[54..62], [0x06, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
+    let out = rig(Strategy::Destination).egress(&Packet::udp(0).frame()).packet;
+    assert_eq!(out[14 + 6], 60);
+    assert_eq!(out[54..62], [0x11, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
+    let out = rig(Strategy::HopByHopDestination).egress(&Packet::tcp(0).frame()).packet;
+    assert_eq!(out[14 + 6], 0);
+    assert_eq!(out[54..62], [0x3C, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
+    assert_eq!(out[62..70], [0x06, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
+    assert_eq!(out[18..20], [0, 36], "payload length");
+    // Experiment 511 has an octet of its own for its ninth bit.
+    let rig = Rig::new(Strategy::HopByHop, false);
+    rig.open(key(TCP), FlowValue { experiment: 511, activity: 63, ..FLOW });
+    let out = rig.egress(&Packet::tcp(0).frame()).packet;
+    assert_eq!(out[54..62], [0x06, 0x00, 0x1E, 0x03, 0x01, 0xFF, 0x3F, 0x00]);
+}
+
+/// Defect 5 of the peers: source address and protocol were not in the key.
+#[test]
+fn defect_05_only_the_whole_five_tuple_matches() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        let others = [
+            Packet::tcp(9).with(|p| p.src[15] = 9),
+            Packet::tcp(9).with(|p| p.dst[15] = 9),
+            Packet::tcp(9).with(|p| p.src[0] = 9),
+            Packet::tcp(9).with(|p| p.dst[0] = 9),
+            Packet::tcp(9).with(|p| p.transport[1] ^= 1),
+            Packet::tcp(9).with(|p| p.transport[3] ^= 1),
+            Packet::tcp(9).with(|p| std::mem::swap(&mut p.src, &mut p.dst)),
+        ];
+        for packet in others {
+            assert_untouched(&rig, &packet.frame(), None, "another 5-tuple");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ipv6_with_ports_leaves_as_it_came() {
+    let long = [0x45; 80];
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        for (what, frame) in [
+            ("ARP", frame_of(0x0806, &[0; 28])),
+            ("IPv4", frame_of(0x0800, &long)),
+            ("PPPoE", frame_of(0x8864, &long)),
+            ("MPLS", frame_of(0x8847, &long)),
+            ("IPv4 in a VLAN", frame_of(0x8100, &[&[0, 5, 8, 0][..], &long].concat())),
+            ("no IPv6 version", Packet::tcp(9).with(|p| p.version = 4).frame()),
+            ("ICMPv6", Packet::other(ICMPV6, &[128; 40]).frame()),
+            ("no next header", Packet::other(NO_NEXT_HEADER, &[0; 40]).frame()),
+            ("ESP", Packet::other(ESP, &[0; 40]).frame()),
+            ("SCTP", Packet::other(132, &[0; 40]).frame()),
+        ] {
+            assert_untouched(&rig, &frame, None, what);
+        }
+        let three = Packet::tcp(9).tag(0x8100, 1).tag(0x8100, 2).tag(0x8100, 3);
+        assert_untouched(&rig, &three.frame(), None, "three tags");
+    }
+}
+
+#[test]
+fn a_packet_cut_short_anywhere_leaves_as_it_came() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        let plain = Packet::tcp(0);
+        let tagged = Packet::tcp(0).tag(0x88a8, 7).tag(0x8100, 5);
+        let extended = Packet::udp(0).extension(ROUTING, &[0; 24]);
+        // A test run refuses frames that call themselves IPv6 and are shorter than
+        // its header, so that is shown by the tagged one.
+        for (packet, shortest, ports) in [(plain, 54, 54), (tagged, 15, 62), (extended, 54, 78)] {
+            let frame = packet.frame();
+            for length in shortest..ports + 4 {
+                assert_untouched(&rig, &frame[..length], None, "cut short");
+            }
+        }
+    }
+}
+
+/// Defect 2 of the peers: QinQ was never marked, and header strategies dropped
+/// every tagged frame.
+#[test]
+fn defect_02_tags_in_the_data_are_no_obstacle() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        for packet in [Packet::tcp(20), Packet::udp(1400)] {
+            let once = packet.clone().tag(0x8100, 0x2005);
+            assert_marked(&rig, &once, "802.1Q");
+            assert_marked(&rig, &packet.clone().tag(0x88a8, 7).tag(0x8100, 5), "802.1ad QinQ");
+            assert_marked(&rig, &packet.clone().tag(0x8100, 7).tag(0x8100, 5), "802.1Q twice");
+        }
+    }
+}
+
+/// Defect 4 of the peers: no packet with an extension header was marked.
+#[test]
+fn defect_04_label_is_written_behind_any_extension_headers() {
+    let rig = rig(Strategy::Label);
+    let routing = [0; 24];
+    let authentication = [0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let first_fragment = [0, 0, 0, 1, 0, 0, 0, 9];
+    let routing = {
+        let mut bytes = routing;
+        bytes[1] = 2;
+        bytes
+    };
+    for (what, packet) in [
+        ("hop-by-hop", Packet::tcp(9).extension(HOP_BY_HOP, &PADDING_OPTIONS)),
+        ("destination", Packet::udp(9).extension(DESTINATION, &PADDING_OPTIONS)),
+        ("routing", Packet::tcp(9).extension(ROUTING, &routing)),
+        ("authentication", Packet::tcp(9).extension(AH, &authentication)),
+        ("mobility", Packet::udp(9).extension(MOBILITY, &PADDING_OPTIONS)),
+        ("first fragment", Packet::udp(9).extension(FRAGMENT, &first_fragment)),
+        (
+            "all of RFC 8200 section 4.1",
+            Packet::tcp(9)
+                .extension(HOP_BY_HOP, &PADDING_OPTIONS)
+                .extension(DESTINATION, &PADDING_OPTIONS)
+                .extension(ROUTING, &routing)
+                .extension(FRAGMENT, &first_fragment)
+                .extension(AH, &authentication)
+                .extension(DESTINATION, &PADDING_OPTIONS)
+                .extension(MOBILITY, &PADDING_OPTIONS),
+        ),
+        ("in QinQ", Packet::tcp(9).tag(0x88a8, 1).tag(0x8100, 2).extension(ROUTING, &routing)),
+    ] {
+        assert_marked(&rig, &packet, what);
+    }
+    let eight = (0..8).fold(Packet::tcp(9), |p, _| p.extension(DESTINATION, &PADDING_OPTIONS));
+    assert_untouched(&rig, &eight.frame(), None, "eight extension headers");
+    let huge = Packet::tcp(9).extension(DESTINATION, &[0, 255, 1, 4, 0, 0, 0, 0]);
+    assert_untouched(&rig, &huge.frame(), None, "a header that claims more than there is");
+}
+
+#[test]
+fn later_fragments_pass_and_are_counted() {
+    for strategy in all_strategies() {
+        let rig = rig(strategy);
+        for offset in [8_u16, 0x10, 0xfff8] {
+            let [high, low] = offset.to_be_bytes();
+            let packet = Packet::udp(9).extension(FRAGMENT, &[0, 0, high, low, 0, 0, 0, 9]);
+            assert_untouched(&rig, &packet.frame(), Some("FRAGMENT"), "later fragment");
+        }
+    }
+}
+
+#[test]
+fn a_second_hop_by_hop_header_is_never_inserted() {
+    let packet = Packet::tcp(9).extension(HOP_BY_HOP, &PADDING_OPTIONS);
+    for strategy in [Strategy::HopByHop, Strategy::HopByHopDestination] {
+        let reason = Some("HOP_BY_HOP");
+        assert_untouched(&rig(strategy), &packet.frame(), reason, "hop-by-hop");
+    }
+    let reason = Some("EXTENSION");
+    assert_untouched(&rig(Strategy::Destination), &packet.frame(), reason, "hop-by-hop");
+}
+
+#[test]
+fn hop_by_hop_goes_before_other_headers_and_destination_keeps_away() {
+    let packets = [
+        Packet::tcp(9).extension(DESTINATION, &PADDING_OPTIONS),
+        Packet::udp(9).extension(FRAGMENT, &[0, 0, 0, 1, 0, 0, 0, 9]),
+        Packet::tcp(9).extension(ROUTING, &[0; 8]),
+    ];
+    for packet in packets {
+        assert_marked(&rig(Strategy::HopByHop), &packet, "hop-by-hop comes first");
+        for strategy in [Strategy::Destination, Strategy::HopByHopDestination] {
+            let reason = Some("EXTENSION");
+            assert_untouched(&rig(strategy), &packet.frame(), reason, "extension header");
+        }
+    }
+}
+
+#[test]
+fn the_payload_length_never_overflows() {
+    for strategy in HEADER_STRATEGIES {
+        let rig = rig(strategy);
+        let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
+        for length in [0, u16::MAX, u16::MAX - added + 1] {
+            let packet = Packet::tcp(9).with(|p| p.payload_len = Some(length));
+            assert_untouched(&rig, &packet.frame(), Some("LENGTH"), "payload length");
+        }
+    }
+}
+
+/// Where the header would not fit the packet stays as it is.
+#[test]
+fn headers_never_exceed_the_mtu() {
+    for mtu in [1280, 1500] {
+        for strategy in HEADER_STRATEGIES {
+            let rig = Rig::with_mtu(strategy, mtu);
+            rig.open(key(TCP), FLOW);
+            rig.open(key(UDP), FLOW);
+            let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
+            let fits = mtu - 40 - added;
+            assert_marked(&rig, &Packet::tcp(fits - 20), "fits exactly");
+            assert_marked(&rig, &Packet::udp(fits - 8), "fits exactly");
+            let tagged = Packet::udp(fits - 8).tag(0x8100, 5);
+            assert_marked(&rig, &tagged, "a tag does not count");
+            for beyond in [1, added] {
+                let frame = Packet::tcp(fits - 20 + beyond).frame();
+                assert_untouched(&rig, &frame, Some("MTU"), "does not fit");
+                let frame = Packet::udp(fits - 8 + beyond).tag(0x88a8, 1).tag(0x8100, 5).frame();
+                assert_untouched(&rig, &frame, Some("MTU"), "does not fit");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_whose_path_has_no_room_keeps_its_small_packets_marked() {
+    for strategy in HEADER_STRATEGIES {
+        let rig = Rig::with_mtu(strategy, 1500);
+        rig.open(key(TCP), FlowValue { flags: FLOW_NO_ROOM, ..FLOW });
+        let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
+        let fits = 1280 - 40 - 20 - added;
+        assert_marked(&rig, &Packet::tcp(fits), "fits every path");
+        let frame = Packet::tcp(fits + 1).frame();
+        assert_untouched(&rig, &frame, Some("PATH_MTU"), "does not fit every path");
+    }
+}
+
+/// A GSO type that the kernel will not grow: a test run's packets have none.
+#[test]
+fn what_the_kernel_refuses_to_grow_leaves_as_it_came() {
+    for strategy in HEADER_STRATEGIES {
+        let rig = rig(strategy);
+        let frame = Packet::tcp(3000).frame();
+        let run = rig.egress_gso(&frame, 1400);
+        assert_eq!((run.verdict, run.packet), (TC_ACT_UNSPEC, frame));
+        assert_eq!(rig.take_unmarked(), [("KERNEL".to_owned(), 1)]);
+    }
+}
+
+#[test]
+fn match_all_marks_what_no_flow_claims() {
+    let other = FlowValue { label: 0x28028, experiment: 5, activity: 10, flags: 0 };
+    let rig = Rig::new(Strategy::Label, true);
+    let strange = Packet::tcp(9).with(|p| p.src[15] = 9);
+    assert_untouched(&rig, &strange.frame(), None, "no flow was ever open");
+    rig.open(key(TCP), FLOW);
+    rig.set_default_flow(other);
+    assert_marked(&rig, &Packet::tcp(9), "an exact flow wins");
+    for packet in [strange.clone(), Packet::udp(9), Packet::other(ICMPV6, &[128; 40])] {
+        let out = rig.egress(&packet.frame()).packet;
+        assert_eq!(out, packet.with(|p| p.label = other.label).frame());
+    }
+    for strategy in HEADER_STRATEGIES {
+        let rig = Rig::new(strategy, true);
+        rig.set_default_flow(FLOW);
+        assert_marked(&rig, &strange, "no flow of its own");
+        let discovery = Packet::other(ICMPV6, &[135; 32]).frame();
+        assert_untouched(&rig, &discovery, None, "neighbour discovery");
+    }
+}
+
+/// A SYN with these options; what MSS it says afterwards, and that nothing else
+/// changed but the checksum, which is right.
+#[track_caller]
+fn clamped(rig: &Rig, options: &[u8], at: usize, to: u16) {
+    for flags in [0x02, 0x12, 0xc2] {
+        let packet = Packet::tcp_with(flags, options, 0).checksummed(16);
+        let run = rig.ingress(&packet.frame());
+        assert_eq!(run.verdict, TC_ACT_UNSPEC);
+        let mut expected = packet.clone();
+        expected.transport[20 + at..22 + at].copy_from_slice(&to.to_be_bytes());
+        assert_eq!(run.packet, expected.checksummed(16).frame());
+    }
+}
+
+/// Defect 3 of the peers: full-size segments stayed unmarked.
+#[test]
+fn defect_03_the_mss_of_a_syn_leaves_room_for_the_headers() {
+    for strategy in HEADER_STRATEGIES {
+        let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
+        let rig = Rig::with_mtu(strategy, 1500);
+        clamped(&rig, &[2, 4, 0x05, 0xa0], 2, 1440 - added);
+        // A peer with jumbo frames, and one with a small MTU.
+        clamped(&rig, &[2, 4, 0x22, 0xdc], 2, 1440 - added);
+        clamped(&rig, &[2, 4, 0x04, 0xc4], 2, 1220 - added);
+        // What Linux sends, and padding that puts the value at an odd offset.
+        let linux = [2, 4, 0x05, 0xa0, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+        clamped(&rig, &linux, 2, 1440 - added);
+        clamped(&rig, &[1, 2, 4, 0x05, 0xa0, 1, 1, 0], 3, 1440 - added);
+        clamped(&rig, &[4, 2, 1, 2, 4, 0x05, 0xa0, 0], 5, 1440 - added);
+        let jumbo = Rig::with_mtu(strategy, 9000);
+        clamped(&jumbo, &[2, 4, 0x22, 0xec], 2, 8940 - added);
+    }
+}
+
+#[test]
+fn arriving_packets_without_need_for_room_stay_as_they_are() {
+    for strategy in HEADER_STRATEGIES {
+        let rig = Rig::with_mtu(strategy, 1500);
+        for (what, packet) in [
+            ("no SYN", Packet::tcp_with(0x10, &[2, 4, 0x05, 0xa0], 100)),
+            ("SYN without MSS", Packet::tcp_with(0x02, &[1, 3, 3, 7], 0)),
+            ("SYN without options", Packet::tcp_with(0x02, &[], 0)),
+            ("options that end", Packet::tcp_with(0x02, &[0, 2, 4, 5, 0xa0, 0, 0, 0], 0)),
+            ("an option of no length", Packet::tcp_with(0x02, &[9, 0, 2, 4, 5, 0xa0, 0, 0], 0)),
+            ("an option of length 1", Packet::tcp_with(0x02, &[9, 1, 2, 4, 5, 0xa0, 0, 0], 0)),
+            ("an MSS of odd length", Packet::tcp_with(0x02, &[2, 3, 5, 1], 0)),
+            ("an MSS that is absurd", Packet::tcp_with(0x02, &[2, 4, 0, 88], 0)),
+            ("UDP", Packet::udp(100)),
+            ("echo", Packet::other(ICMPV6, &[128; 40])),
+            ("a later fragment", Packet::tcp(99).extension(FRAGMENT, &[0, 0, 1, 0, 0, 0, 0, 9])),
+        ] {
+            let run = rig.ingress(&packet.frame());
+            assert_eq!((run.verdict, run.packet), (TC_ACT_UNSPEC, packet.frame()), "{what}");
+        }
+        let frame = Packet::tcp_with(0x02, &[2, 4, 0x05, 0xa0], 0).frame();
+        for length in 54..frame.len() {
+            let run = rig.ingress(&frame[..length]);
+            assert_eq!((run.verdict, run.packet), (TC_ACT_UNSPEC, frame[..length].to_vec()));
+        }
+    }
+}
+
+/// A Packet Too Big that says `mtu` about `inner`.
+fn too_big(mtu: u32, inner: &Packet) -> Packet {
+    let mut bytes = vec![2, 0, 0, 0];
+    bytes.extend(mtu.to_be_bytes());
+    bytes.extend(&inner.ip()[..inner.ip().len().min(600)]);
+    Packet::other(ICMPV6, &bytes).with(|p| std::mem::swap(&mut p.src, &mut p.dst)).checksummed(2)
+}
+
+#[test]
+fn a_path_mtu_is_told_without_the_headers() {
+    for strategy in HEADER_STRATEGIES {
+        let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
+        let rig = rig(strategy);
+        for inner in [Packet::tcp(1400), marked(&Packet::udp(1400), strategy)] {
+            let run = rig.ingress(&too_big(1400, &inner).frame());
+            assert_eq!(run.verdict, TC_ACT_UNSPEC);
+            assert_eq!(run.packet, too_big(1400 - added, &inner).frame());
+            assert_eq!(rig.flow(&key(inner.protocol)).map(|flow| flow.flags), Some(0));
+        }
+        let stranger = too_big(1400, &Packet::tcp(1400).with(|p| p.src[15] = 9)).frame();
+        assert_eq!(rig.ingress(&stranger).packet, stranger, "not of a flow of ours");
+        // No room at all: the message stays, and the flow is remembered.
+        let smallest = too_big(1280 + added - 1, &Packet::tcp(1400)).frame();
+        assert_eq!(rig.ingress(&smallest).packet, smallest);
+        assert_eq!(rig.flow(&key(TCP)).map(|flow| flow.flags), Some(FLOW_NO_ROOM));
+        assert_eq!(rig.flow(&key(UDP)).map(|flow| flow.flags), Some(0));
+    }
+}

@@ -3,10 +3,8 @@
 //! To add one: a file `src/plugins/<key in snake_case>.rs` with a `SPEC`, and its
 //! two lines below.
 
-mod api;
-pub mod named_pipe;
 pub mod api;
-mod named_pipe;
+pub mod named_pipe;
 
 use crate::dispatcher::Inlet;
 use crate::error::Result;

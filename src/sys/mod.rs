@@ -1,9 +1,6 @@
 //! The only folder in which `unsafe` compiles: one file per kernel object, each
 //! of which turns raw calls into owned, safe types.
 
-#[cfg(target_os = "linux")]
-pub mod udp;
-pub mod version;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod abi;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
@@ -14,3 +11,6 @@ mod libbpf_log;
 mod map;
 #[cfg(target_os = "linux")]
 pub mod socket;
+#[cfg(target_os = "linux")]
+pub mod udp;
+pub mod version;

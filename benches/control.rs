@@ -1,0 +1,204 @@
+//! From an event's arrival to its effect, by a daemon as a whole.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use glowd::sys::abi::{FlowKey, FlowValue};
+use glowd::sys::bpf::Map;
+use nix::sched::{unshare, CloneFlags};
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::{json, Value};
+
+use crate::process::{Daemon, API};
+use crate::{percentile, row};
+
+const DST: &str = "2001:db8::2";
+const DST_PORT: u16 = 1094;
+
+pub fn rows() {
+    // So that nothing of the host is touched; children inherit it.
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    latency();
+    pipe_throughput();
+    for connections in [1, 4] {
+        post(connections);
+    }
+    fireflies();
+    start_and_stop();
+    memory();
+    let size = fs::metadata(env!("CARGO_BIN_EXE_glowd")).unwrap().len() as f64 / 1e6;
+    row("binary, stripped (dynamic glibc)", format!("{size:.2} MB"), "<= 2 MB static");
+}
+
+/// Source of the flow of that number.
+fn source(flow: u32) -> (Ipv6Addr, u16) {
+    let high = 0xfd00;
+    let low = (flow / 50_000) as u16;
+    (Ipv6Addr::new(high, 0, 0, 0, 0, 0, 0, low + 1), 10_000 + (flow % 50_000) as u16)
+}
+
+fn line(state: &str, flow: u32) -> String {
+    let (ip, port) = source(flow);
+    format!("{state} tcp {ip} {port} {DST} {DST_PORT} 2 16\n")
+}
+
+fn marker() -> Value {
+    json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}}})
+}
+
+fn latency() {
+    let daemon = Daemon::start(marker());
+    let flows: Map<FlowKey, FlowValue> = Map::newest("flows").unwrap();
+    let mut pipe = OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
+    let mut times = Vec::new();
+    for flow in 0..4000 {
+        let (src, port) = source(flow);
+        let key = FlowKey {
+            src: src.octets(),
+            dst: DST.parse::<Ipv6Addr>().unwrap().octets(),
+            src_port: port.to_be_bytes(),
+            dst_port: DST_PORT.to_be_bytes(),
+            protocol: 6,
+            pad: [0; 3],
+        };
+        let before = Instant::now();
+        pipe.write_all(line("start", flow).as_bytes()).unwrap();
+        while flows.lookup(&key).is_err() {
+            thread::yield_now();
+        }
+        times.push(before.elapsed().as_secs_f64() * 1e6);
+    }
+    let figure = |times: &mut [f64], share| format!("{:.0} us", percentile(times, share));
+    row("pipe line to map entry, p50", figure(&mut times, 0.5), "<= 60 us (flowd-go 122)");
+    row("pipe line to map entry, p99", figure(&mut times, 0.99), "<= 500 us (flowd-go 3600)");
+}
+
+fn pipe_throughput() {
+    const LINES: u32 = 600_000;
+    let config = json!({"plugins": {"namedPipe": {}}, "backends": {}, "maxFlows": LINES});
+    let text: String = (0..LINES).map(|flow| line("start", flow)).collect();
+    for chunk in [199, 4096, 1_000_000] {
+        let daemon = Daemon::start(config.clone());
+        let mut pipe = OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
+        let before = Instant::now();
+        for chunk in text.as_bytes().chunks(chunk) {
+            pipe.write_all(chunk).unwrap();
+        }
+        wait_for_flows(&daemon, LINES);
+        let rate = f64::from(LINES) / before.elapsed().as_secs_f64();
+        let what = format!("pipe lines applied per second, none lost, writes of {chunk} octets");
+        row(&what, format!("{:.0}k", rate / 1000.0), ">= 300k (flowd-go 2k)");
+    }
+}
+
+fn wait_for_flows(daemon: &Daemon, flows: u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while daemon.open_flows() < u64::from(flows) {
+        assert!(Instant::now() < deadline, "flows were lost");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn post(connections: u32) {
+    const REQUESTS: u32 = 60_000;
+    let daemon = Daemon::start(marker());
+    let each = REQUESTS / connections;
+    let before = Instant::now();
+    thread::scope(|scope| {
+        for connection in 0..connections {
+            scope.spawn(move || client(connection * each, each));
+        }
+    });
+    let rate = f64::from(REQUESTS) / before.elapsed().as_secs_f64();
+    assert_eq!(daemon.open_flows(), u64::from(REQUESTS));
+    let reach = if connections == 1 { ">= 40k (flowd-go 20k)" } else { ">= 60k (flowd-go 29.5k)" };
+    let what = format!("POST /flow per second, keep-alive connections: {connections}");
+    row(&what, format!("{:.1}k", rate / 1000.0), reach);
+}
+
+/// Opens so many flows, one request after the other's response.
+fn client(first: u32, count: u32) {
+    let mut stream = TcpStream::connect(API).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = vec![0; 65536];
+    for flow in first..first + count {
+        let (ip, port) = source(flow);
+        let body = format!(
+            r#"{{"state":"start","protocol":"tcp","src":"[{ip}]:{port}","dst":"[{DST}]:{DST_PORT}","experiment":2,"activity":16}}"#
+        );
+        let length = body.len();
+        let head =
+            format!("POST /flow HTTP/1.1\r\nHost: glowd\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        let mut filled = 0;
+        while !complete(&buffer[..filled]) {
+            let read = stream.read(&mut buffer[filled..]).unwrap();
+            assert!(read > 0, "the API closed the connection");
+            filled += read;
+        }
+        assert!(buffer.starts_with(b"HTTP/1.1 200"));
+    }
+}
+
+/// Whether that is a whole response.
+fn complete(response: &[u8]) -> bool {
+    let text = std::str::from_utf8(response).unwrap();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let (_, length) = head.split_once("Content-Length: ").unwrap();
+    let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+    body.len() == length
+}
+
+fn fireflies() {
+    const FIREFLIES: u32 = 200_000;
+    let sink = UdpSocket::bind("[::1]:0").unwrap();
+    setsockopt(&sink, sockopt::RcvBufForce, &(256 << 20)).unwrap();
+    sink.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let collector = sink.local_addr().unwrap().to_string();
+    let daemon = Daemon::start(json!({
+        "plugins": {"namedPipe": {}},
+        "maxFlows": FIREFLIES,
+        "backends": {"firefly": {"sendToDestination": false, "collectors": [collector]}}
+    }));
+    let text: String = (0..FIREFLIES).map(|flow| line("start", flow)).collect();
+    let mut pipe = OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
+    let before = Instant::now();
+    let writer = thread::spawn(move || pipe.write_all(text.as_bytes()).unwrap());
+    let mut buffer = [0; 2048];
+    let received = (0..FIREFLIES).take_while(|_| sink.recv(&mut buffer).is_ok()).count();
+    let rate = received as f64 / before.elapsed().as_secs_f64();
+    writer.join().unwrap();
+    assert_eq!(received, FIREFLIES as usize, "some were lost");
+    let measured = format!("{:.0}k", rate / 1000.0);
+    row("fireflies to a UDP sink per second, all received", measured, ">= 60k (flowd-go 13k)");
+}
+
+fn start_and_stop() {
+    let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
+    let (mut starts, mut stops) = (Vec::new(), Vec::new());
+    for _ in 0..15 {
+        let daemon = Daemon::start(config.clone());
+        starts.push(daemon.start_up.as_secs_f64() * 1e3);
+        stops.push(daemon.stop().as_secs_f64() * 1e3);
+    }
+    let figure = |times: &mut [f64]| format!("{:.1} ms", percentile(times, 0.5));
+    row("start to ready", figure(&mut starts), "<= 15 ms (flowd-go 30)");
+    row("stop", figure(&mut stops), "<= 20 ms (flowd-go 18)");
+}
+
+fn memory() {
+    const FLOWS: u32 = 50_000;
+    let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
+    let daemon = Daemon::start(config);
+    row("resident memory, idle", format!("{:.1} MB", daemon.resident()), "<= 3 MB (flowd-go 24)");
+    let text: String = (0..FLOWS).map(|flow| line("start", flow)).collect();
+    fs::write(daemon.pipe(), text).unwrap();
+    wait_for_flows(&daemon, FLOWS);
+    let measured = format!("{:.1} MB", daemon.resident());
+    row("resident memory, 50,000 flows", measured, "<= 16 MB (flowd-go 36)");
+}

@@ -1,0 +1,83 @@
+//! A glowd process in a network namespace of its own.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// A daemon with pipe, API and whatever else the configuration says.
+pub struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+    /// From its start until it said READY.
+    pub start_up: Duration,
+}
+
+pub const API: &str = "127.0.0.1:7777";
+
+impl Daemon {
+    pub fn start(mut config: Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| Value::from(dir.path().join(name).to_str().unwrap());
+        config["pidPath"] = path("pid");
+        config["plugins"]["namedPipe"]["pipePath"] = path("np");
+        config["plugins"]["api"] = serde_json::json!({});
+        let conf = dir.path().join("conf.json");
+        fs::write(&conf, config.to_string()).unwrap();
+        let notify = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        notify.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        command.arg("--conf").arg(&conf).arg("--log-level").arg("warn").arg("run");
+        command.env("NOTIFY_SOCKET", dir.path().join("notify")).stdin(Stdio::null());
+        let before = Instant::now();
+        let child = command.spawn().unwrap();
+        notify.recv(&mut [0; 64]).expect("glowd gets ready");
+        Daemon { child, dir, start_up: before.elapsed() }
+    }
+
+    pub fn pipe(&self) -> PathBuf {
+        self.dir.path().join("np")
+    }
+
+    /// How many flows are open.
+    pub fn open_flows(&self) -> u64 {
+        let mut stream = TcpStream::connect(API.parse::<SocketAddr>().unwrap()).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        body["flows"].as_u64().unwrap()
+    }
+
+    /// Resident memory in MB.
+    pub fn resident(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib / 1024.0
+    }
+
+    /// Stops it and says how long that took.
+    pub fn stop(mut self) -> Duration {
+        let before = Instant::now();
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        before.elapsed()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already gone after stop().
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

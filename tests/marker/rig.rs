@@ -1,0 +1,106 @@
+//! The marker's programs loaded but not attached, to be run on single packets.
+
+use std::cell::RefCell;
+use std::process::Command;
+
+use glowd::sys::abi::{FlowKey, FlowValue, Settings, SkBuff, Strategy};
+use glowd::sys::bpf::{has_check_mtu, Map, Object, OpenObject, PerCpuArray, Run, MARKER};
+use nix::sched::{unshare, CloneFlags};
+
+/// What every program of the marker returns: no opinion, the next filter decides.
+pub const TC_ACT_UNSPEC: i32 = -1;
+
+/// The programs with one strategy, their maps, and an interface of some MTU.
+pub struct Rig {
+    pub strategy: Strategy,
+    object: Object,
+    flows: Map<FlowKey, FlowValue>,
+    default_flow: Map<u32, FlowValue>,
+    unmarked: PerCpuArray,
+    counted: RefCell<Vec<u64>>,
+}
+
+impl Rig {
+    /// On the loopback interface, whose MTU is 65536.
+    pub fn new(strategy: Strategy, match_all: bool) -> Self {
+        let mut object = OpenObject::from_memory("marker", MARKER).unwrap();
+        let settings = Settings {
+            strategy: strategy as u8,
+            match_all: u8::from(match_all),
+            debug: 0,
+            check_mtu: u8::from(has_check_mtu()),
+        };
+        object.set_rodata(".rodata.settings", &settings).unwrap();
+        object.set_max_entries("flows", 100).unwrap();
+        let object = object.load().unwrap();
+        Rig {
+            strategy,
+            flows: object.map("flows").unwrap(),
+            default_flow: object.map("default_flow").unwrap(),
+            unmarked: object.per_cpu_array("unmarked").unwrap(),
+            counted: RefCell::default(),
+            object,
+        }
+    }
+
+    /// On an interface of that MTU: the loopback of a network namespace of this
+    /// thread's own, which is the interface that a test run takes.
+    pub fn with_mtu(strategy: Strategy, mtu: usize) -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (are you root?)");
+        let mtu = mtu.to_string();
+        let ip = Command::new("ip").args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
+        assert!(ip.expect("ip of iproute2").success());
+        Self::new(strategy, false)
+    }
+
+    pub fn open(&self, key: FlowKey, value: FlowValue) {
+        self.flows.update(&key, &value).unwrap();
+    }
+
+    pub fn flow(&self, key: &FlowKey) -> Option<FlowValue> {
+        self.flows.lookup(key).ok()
+    }
+
+    pub fn set_default_flow(&self, value: FlowValue) {
+        self.default_flow.update(&0, &value).unwrap();
+    }
+
+    /// A frame that leaves.
+    pub fn egress(&self, frame: &[u8]) -> Run {
+        self.run("marker_eth", frame, None)
+    }
+
+    /// A frame that leaves and still has to be cut into segments.
+    pub fn egress_gso(&self, frame: &[u8], gso_size: u32) -> Run {
+        let mut context = SkBuff::default();
+        (context.gso_size, context.gso_segs) = (gso_size, 2);
+        self.run("marker_eth", frame, Some(&mut context))
+    }
+
+    /// A frame that arrives.
+    pub fn ingress(&self, frame: &[u8]) -> Run {
+        self.run("room_eth", frame, None)
+    }
+
+    fn run(&self, program: &str, frame: &[u8], context: Option<&mut SkBuff>) -> Run {
+        self.object.program(program).unwrap().test_run(frame, context, 1).unwrap()
+    }
+
+    /// What was counted as unmarked since the last call, by the reasons of
+    /// bpf/abi.h without their prefix.
+    pub fn take_unmarked(&self) -> Vec<(String, u64)> {
+        let now = self.unmarked.sums().unwrap();
+        let mut before = self.counted.replace(now.clone());
+        before.resize(now.len(), 0);
+        let since = now.into_iter().zip(before).map(|(now, before)| now - before);
+        reasons().into_iter().zip(since).filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+fn reasons() -> Vec<String> {
+    let header = include_str!("../../bpf/abi.h");
+    let (_, list) = header.split_once("enum unmarked_reason {").unwrap();
+    let (list, _) = list.split_once('}').unwrap();
+    let names = list.lines().filter_map(|line| line.trim().strip_prefix("UNMARKED_"));
+    names.map(|name| name.split(',').next().unwrap().to_owned()).collect()
+}
