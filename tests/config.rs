@@ -1,1 +1,157 @@
 //! Configurations: goldens of every error, both dialects, the shipped file.
+//!
+//! `data/config/<case>.json` is judged, and what comes out has to be what
+//! `<case>.expected` says: all problems, or the notes and the effective
+//! configuration. `GLOWD_BLESS=1` writes the `.expected` files.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use glowd::config::Config;
+use glowd::error::Class;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What a user sees of `path`, which messages call by its last name.
+fn outcome(path: &Path) -> String {
+    let shown = match Config::load(path) {
+        Err(error) => {
+            assert_eq!(error.class(), Class::Config, "{}", path.display());
+            format!("{error}\n")
+        }
+        Ok(config) => {
+            let mut text = String::new();
+            for note in &config.notes {
+                text.push_str(&format!("{}: {}\n", note.level.as_str().to_lowercase(), note.text));
+            }
+            text + &config.to_json() + "\n"
+        }
+    };
+    let dir = format!("{}/", path.parent().unwrap().display());
+    shown.replace(&dir, "")
+}
+
+#[test]
+fn every_case_comes_out_as_expected() {
+    let bless = std::env::var_os("GLOWD_BLESS").is_some();
+    let mut cases: Vec<PathBuf> = fs::read_dir(root().join("tests/data/config"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .collect();
+    cases.sort();
+    assert!(cases.len() > 20, "{cases:?}");
+    let mut wrong = Vec::new();
+    for case in cases {
+        let (golden, found) = (case.with_extension("expected"), outcome(&case));
+        if bless {
+            fs::write(&golden, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if found != expected {
+            wrong.push(format!("{}\n--- expected\n{expected}--- found\n{found}", case.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What `glowd conf` prints is a configuration, and says the same.
+#[test]
+fn every_effective_configuration_loads_again() {
+    for entry in fs::read_dir(root().join("tests/data/config")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let Ok(config) = Config::load(&path) else { continue };
+        let json = config.to_json();
+        let again = Config::parse(&json, "again").unwrap();
+        assert_eq!(again.to_json(), json, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_shipped_file_is_accepted_and_says_what_is_documented() {
+    let shipped = Config::load(&root().join("conf.json")).unwrap();
+    assert_eq!(shipped.notes, [], "nothing to remark on");
+    let defaults = r#"{"plugins": {"namedPipe": {}, "api": {}},
+        "backends": {"marker": {}, "firefly": {}}}"#;
+    let defaults = Config::parse(defaults, "defaults").unwrap();
+    assert_eq!(shipped.to_json(), defaults.to_json(), "each of its values is the default");
+    let json: serde_json::Value = serde_json::from_str(&shipped.to_json()).unwrap();
+    for (pointer, value) in [
+        ("/pidPath", serde_json::json!("/run/glowd/glowd.pid")),
+        ("/workDir", "/var/cache/glowd".into()),
+        ("/maxFlows", 100_000.into()),
+        ("/stunServers", serde_json::json!([])),
+        ("/log", "stderr".into()),
+        ("/plugins/namedPipe/pipePath", "/run/glowd/np".into()),
+        ("/plugins/namedPipe/mode", "0660".into()),
+        ("/plugins/api/bindAddress", "127.0.0.1".into()),
+        ("/plugins/api/bindPort", 7777.into()),
+        ("/backends/marker/targetInterfaces", serde_json::json!(["lo"])),
+        ("/backends/marker/markingStrategy", "label".into()),
+        ("/backends/marker/matchAll", false.into()),
+        ("/backends/marker/attach", "auto".into()),
+        ("/backends/firefly/sendToDestination", true.into()),
+        ("/backends/firefly/destinationPort", 10514.into()),
+        ("/backends/firefly/prependSyslog", true.into()),
+        ("/backends/firefly/sendToCollector", false.into()),
+    ] {
+        assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
+    }
+}
+
+#[test]
+fn the_examples_of_the_manual_are_accepted() {
+    let page = fs::read_to_string(root().join("man/glowd.conf.5.in")).unwrap();
+    let displays = page.split(".Bd -literal -offset indent\n").skip(1);
+    let examples: Vec<_> = displays
+        .map(|display| display.split(".Ed\n").next().unwrap())
+        .filter(|display| display.starts_with('{'))
+        .collect();
+    assert!(examples.len() >= 3);
+    for example in examples {
+        // mdoc escapes nothing in them but the backslash, of which there is none.
+        assert!(!example.contains('\\'), "{example}");
+        if let Err(error) = Config::parse(example, "example") {
+            panic!("{error}\n{example}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_anybody_may_write_to_earns_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("conf.json");
+    fs::copy(root().join("conf.json"), &path).unwrap();
+    for (mode, notes) in [(0o644, 0), (0o664, 0), (0o666, 1)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(config.notes.len(), notes, "{mode:o}: {:?}", config.notes);
+        assert!(config.notes.iter().all(|note| note.text.contains("chmod o-w")));
+    }
+}
+
+#[test]
+fn files_that_are_no_text_are_refused_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |path: &Path| {
+        let error = Config::load(path).err().unwrap();
+        assert_eq!(error.class(), Class::Config);
+        error.to_string()
+    };
+    let path = dir.path().join("conf.json");
+    let missing = refused(&path);
+    assert!(missing.contains("No such file") && missing.contains("use --conf PATH"), "{missing}");
+    assert!(refused(dir.path()).contains("cannot read the configuration"));
+    fs::write(&path, b"{\n \"a\xff\": 1}").unwrap();
+    assert!(refused(&path).ends_with("conf.json:2:4: not UTF-8"), "{}", refused(&path));
+    fs::write(&path, " ".repeat(2 << 20)).unwrap();
+    assert!(refused(&path).ends_with("longer than 1048576 bytes"));
+}

@@ -1,1 +1,97 @@
 //! That the tree is as ARCHITECTURE.md says.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use glowd::{backends, plugins};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a folder of the tree.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let mut folders = vec![root().join(folder)];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    assert!(!files.is_empty(), "{folder}");
+    files
+}
+
+fn snake_case(key: &str) -> String {
+    let mut stem = String::new();
+    for c in key.chars() {
+        if c.is_ascii_uppercase() {
+            stem.push('_');
+        }
+        stem.push(c.to_ascii_lowercase());
+    }
+    stem
+}
+
+#[test]
+fn a_part_is_in_the_file_that_its_key_names() {
+    let plugins = plugins::ALL.iter().map(|spec| ("plugins", spec.name));
+    let backends = backends::ALL.iter().map(|spec| ("backends", spec.name));
+    for (folder, key) in plugins.chain(backends) {
+        let stem = snake_case(key);
+        let folder = root().join("src").join(folder);
+        let file = folder.join(format!("{stem}.rs")).exists();
+        let module = folder.join(&stem).join("mod.rs").exists();
+        assert!(file ^ module, "{key}: {}/{stem}", folder.display());
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_sys_only() {
+    for folder in ["src", "tests", "benches"] {
+        for path in rust_files(folder) {
+            if path.starts_with(root().join("src/sys")) {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            for (index, line) in text.lines().enumerate() {
+                let code = line.split("//").next().unwrap_or_default();
+                // In two pieces, or this file would name itself.
+                let allows = code.contains(concat!("allow(unsafe", "_code"));
+                let word = concat!("unsafe", " ");
+                let uses = ["{", "fn", "impl", "extern", "trait"]
+                    .iter()
+                    .any(|next| code.contains(&format!("{word}{next}")));
+                assert!(!allows && !uses, "{}:{}: {line}", path.display(), index + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for folder in ["src", "tests", "benches"] {
+        for path in rust_files(folder) {
+            let text = fs::read_to_string(&path).unwrap();
+            let described = text.starts_with("//! ") && !text.starts_with("//! Stub");
+            assert!(described, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_changelog_knows_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let Ok(changelog) = fs::read_to_string(root().join("CHANGELOG.md")) else { return };
+    let heading = changelog.lines().find(|line| line.starts_with("## "));
+    let heading = heading.expect("a section for each version");
+    assert!(heading.contains(version), "{heading:?} is not {version}");
+}

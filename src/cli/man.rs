@@ -84,9 +84,6 @@ fn key(key: &Key) -> String {
     };
     let head = escape(&format!("[{}]{default}", key.kind.type_name())).replace('"', "\\(dq");
     let mut text = format!(".It Cm {} No \"{head}\"\n{}", key.name, prose(key.doc));
-    if matches!(key.kind, Kind::Retired) {
-        text.push_str("It is accepted with any value and has no effect.\n");
-    }
     if !key.aliases.is_empty() {
         text.push_str(&format!("Alias: {}.\n", escape(&key.aliases.join(", "))));
     }

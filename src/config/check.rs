@@ -48,7 +48,14 @@ impl<'t> Judge<'t> {
 
     /// The whole text; None if it is not JSON.
     pub(super) fn root(&mut self) -> Option<Node<'t>> {
-        json::parse(self.text).map_err(|problem| self.problems.push(problem)).ok()
+        let yaml = [".yaml", ".yml"].iter().any(|ending| self.name.ends_with(ending));
+        let hint = if yaml { " (YAML has to be written as JSON)" } else { "" };
+        json::parse(self.text)
+            .map_err(|mut problem| {
+                problem.message.push_str(hint);
+                self.problems.push(problem);
+            })
+            .ok()
     }
 
     /// The members of the object at `node`, which is `path`: for each name the
@@ -212,7 +219,7 @@ impl<'t> Judge<'t> {
 }
 
 fn unknown(key: &str, what: &str, names: &[Name]) -> String {
-    let all = names.iter().flat_map(|name| name.aliases.iter().chain([&name.canonical]));
+    let all = names.iter().flat_map(|name| [&name.canonical].into_iter().chain(name.aliases));
     let hint = match nearest(key, all.copied()) {
         Some(name) => format!(": did you mean \"{name}\"?"),
         None => String::new(),
@@ -467,6 +474,13 @@ mod tests {
         let order = ["pidPath", "workDir", "plugins", "bindPort", "last", "backends", "strategy"];
         let places: Vec<_> = order.iter().map(|key| json.find(key).unwrap()).collect();
         assert!(places.is_sorted(), "{json}");
+    }
+
+    #[test]
+    fn yaml_is_answered_with_a_hint() {
+        let problem = |name| Config::judge("plugins:\n", name, &[], &[]).err().unwrap().to_string();
+        assert_eq!(problem("c.json"), "c.json:1:1: not JSON: expected value");
+        assert!(problem("c.yaml").ends_with("expected value (YAML has to be written as JSON)"));
     }
 
     #[test]

@@ -66,3 +66,57 @@ pub enum Value {
     /// Of [`Kind::List`].
     List(Vec<String>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TOP;
+    use crate::{backends, plugins};
+
+    fn distinct<'n>(place: &str, names: impl Iterator<Item = (&'n str, &'n [&'n str])>) {
+        let mut seen: Vec<String> = Vec::new();
+        for (name, aliases) in names {
+            for name in aliases.iter().chain([&name]) {
+                let name = name.to_ascii_lowercase();
+                assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{place}: {name}");
+                assert!(!seen.contains(&name), "{place}: {name} twice");
+                seen.push(name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_tables_are_sound() {
+        let top = [("plugins", &[][..]), ("backends", &[])];
+        let names = |keys: &'static [Key]| keys.iter().map(|key| (key.name, key.aliases));
+        distinct("top level", names(TOP).chain(top));
+        distinct("plugins", plugins::ALL.iter().map(|spec| (spec.name, spec.aliases)));
+        distinct("backends", backends::ALL.iter().map(|spec| (spec.name, spec.aliases)));
+
+        let plugins = plugins::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
+        let backends = backends::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
+        for (part, summary, keys) in plugins.chain(backends) {
+            assert!(!summary.is_empty() && !summary.ends_with('.'), "{part}: {summary:?}");
+            distinct(part, names(keys));
+        }
+        let plugins = plugins::ALL.iter().flat_map(|spec| spec.keys);
+        let backends = backends::ALL.iter().flat_map(|spec| spec.keys);
+        for key in TOP.iter().chain(plugins).chain(backends) {
+            let name = key.name;
+            // Panics if it is not of its kind.
+            let default = key.default_value();
+            assert_eq!(default.is_none(), matches!(key.kind, Kind::Retired), "{name}");
+            assert!(serde_json::from_str::<serde_json::Value>(key.default).is_ok(), "{name}");
+            assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{name}: {}", key.doc);
+            assert!(!key.doc.contains("  "), "{name}: {}", key.doc);
+            if let Kind::Choice(choices) = &key.kind {
+                distinct(name, choices.iter().map(|choice| (choice.name, choice.aliases)));
+                let canonical = choices.iter().any(|choice| {
+                    default == Some(Value::Text(choice.name.to_owned()))
+                        && key.default == format!("{:?}", choice.name)
+                });
+                assert!(canonical, "{name}: the default is not canonical");
+            }
+        }
+    }
+}

@@ -138,7 +138,7 @@ fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
                 return Ok(choice.name.to_owned());
             }
             let names =
-                choices.iter().flat_map(|choice| choice.aliases.iter().chain([&choice.name]));
+                choices.iter().flat_map(|choice| [&choice.name].into_iter().chain(choice.aliases));
             let hint = match nearest(&text, names.copied()) {
                 Some(name) => format!(": did you mean \"{name}\"?"),
                 None => String::new(),
