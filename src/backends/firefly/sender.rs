@@ -336,4 +336,53 @@ mod tests {
         assert_eq!(sent(&mut wire, &mut patience, 1), [(0, Sent)]);
         assert_eq!(patience, PATIENCE);
     }
+
+    /// Datagrams to a neighbour that does not answer stay in the socket's buffer.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_buffer_of_the_kernel_s_is_waited_for_and_given_up() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIP: a network namespace needs root");
+            return;
+        }
+        // A thread of its own: the namespace is the thread's, and ends with it.
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let ip = |arguments: &str| {
+                let mut command = std::process::Command::new("ip");
+                let status = command.args(arguments.split(' ')).status().unwrap();
+                assert!(status.success(), "ip {arguments}");
+            };
+            ip("link add near type veth peer name far");
+            ip("addr add fd00::1/64 dev near nodad");
+            ip("link set near up");
+            ip("link set far up");
+            let mut sender = Sender::open().unwrap();
+            let Udp(socket) = sender.lanes[1].wire.as_ref().unwrap();
+            nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBuf, &0).unwrap();
+            let outcomes = |sender: &mut Sender| {
+                let to = ("[fd00::2]:10514".parse().unwrap(), Recipient::Destination);
+                (0..10).for_each(|_| sender.post([to], |out| out.extend([b'x'; 500])));
+                let (mut sent, mut full) = (0, 0);
+                sender.flush(|_, outcome| match outcome {
+                    Sent => sent += 1,
+                    Full => full += 1,
+                    Failed(error) => panic!("{error}"),
+                });
+                (sent, full)
+            };
+
+            let since = Instant::now();
+            let (sent, full) = outcomes(&mut sender);
+            assert!(sent > 0 && full > 0 && sent + full == 10, "{sent} {full}");
+            let took = since.elapsed();
+            assert!(took >= PATIENCE - Duration::from_millis(10), "{took:?}");
+            assert!(took < PATIENCE * 2, "{took:?}");
+
+            ip("neigh replace fd00::2 lladdr 02:00:00:00:00:01 nud permanent dev near");
+            sender.patience = PATIENCE;
+            assert_eq!(outcomes(&mut sender), (10, 0));
+        });
+        thread.join().unwrap();
+    }
 }
