@@ -24,6 +24,7 @@ use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray};
 use crate::error::{At, Error, Result};
+use crate::net::tc::Hook;
 
 /// Bytes at an address that libelf can read numbers from.
 #[repr(C, align(8))]
@@ -265,21 +266,6 @@ impl Object {
     }
 }
 
-/// Egress, where packets leave, or ingress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Packets that leave by an interface.
-    Egress,
-    /// Packets that arrive.
-    Ingress,
-}
-
-impl std::fmt::Display for Direction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Direction::Egress { "egress" } else { "ingress" })
-    }
-}
-
 /// A program in the kernel.
 #[derive(Debug)]
 pub struct Program {
@@ -316,12 +302,12 @@ impl Program {
     ///
     /// # Errors
     /// The system's error, for the caller to judge: EINVAL where there is no tcx.
-    pub fn attach_tcx(&self, ifindex: u32, direction: Direction) -> std::io::Result<Link> {
+    pub fn attach_tcx(&self, ifindex: u32, hook: Hook) -> std::io::Result<Link> {
         let invalid = std::io::Error::from_raw_os_error(libc::EINVAL);
         let ifindex = c_int::try_from(ifindex).map_err(|_| invalid)?;
-        let kind = match direction {
-            Direction::Egress => sys::BPF_TCX_EGRESS,
-            Direction::Ingress => sys::BPF_TCX_INGRESS,
+        let kind = match hook {
+            Hook::Egress => sys::BPF_TCX_EGRESS,
+            Hook::Ingress => sys::BPF_TCX_INGRESS,
         };
         let opts = sys::bpf_link_create_opts {
             sz: size_of::<sys::bpf_link_create_opts>() as sys::size_t,
@@ -378,7 +364,7 @@ impl Program {
         check(code, what)?;
         out.truncate(opts.data_size_out as usize);
         Ok(Run {
-            verdict: opts.retval.cast_signed(),
+            verdict: i32::from_ne_bytes(opts.retval.to_ne_bytes()),
             packet: out,
             duration: Duration::from_nanos(u64::from(opts.duration)),
         })

@@ -114,7 +114,7 @@ fn complaint_of(warnings: &[String]) -> Option<String> {
             let line = line.trim();
             !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start))
         };
-        log.lines().filter(told).next_back().map(clean)
+        log.lines().rfind(told).map(clean)
     });
     Some(match reason {
         Some(reason) => format!("{first}: {reason}"),

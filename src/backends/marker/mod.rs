@@ -1,17 +1,151 @@
-//! Stub.
+//! The marker: writes the tag of each open flow into its packets with an eBPF
+//! program on the way out of the interfaces. Linux only.
+//!
+//! Here are its keys and their rules; `backend` runs it, `attach` puts the programs
+//! on interfaces, `owner` knows a filter's maker, `tag` turns flows into map
+//! entries. The programs are in bpf/marker.bpf.c.
+
+#[cfg(not(all(target_os = "linux", feature = "ebpf")))]
+mod absent;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod attach;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod backend;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod owner;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod tag;
+#[cfg(all(test, target_os = "linux", feature = "ebpf"))]
+mod tests;
+
+#[cfg(not(all(target_os = "linux", feature = "ebpf")))]
+use absent::build;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+use backend::build;
+
+#[cfg(not(all(target_os = "linux", feature = "ebpf")))]
+pub use absent::clean;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub use attach::clean;
+
 use super::Spec;
-use crate::part::no_rules;
-/// Stub.
+use crate::config::{Choice, Key, Kind, Section};
+
 pub(super) static SPEC: Spec = Spec {
     name: "marker",
     aliases: &["ebpf"],
-    summary: "",
-    keys: &[],
-    check: no_rules,
-    build: |_, _| Err(crate::error::Error::internal("not yet")),
+    summary: "Writes the tag of each open IPv6 flow into the packets that leave by the given \
+              interfaces",
+    keys: KEYS,
+    check,
+    build,
 };
 
-/// `marker clean`: stub.
-pub fn clean(_interfaces: &[String]) -> crate::error::Result<()> {
-    Ok(())
+static KEYS: &[Key] = &[
+    Key {
+        name: "targetInterfaces",
+        aliases: &["targetInterface"],
+        kind: Kind::List,
+        default: r#"["lo"]"#,
+        doc: "The interfaces whose outgoing packets are marked. One that does not exist, or whose \
+              packets begin with a header that glowd does not know, keeps glowd from starting.",
+    },
+    Key {
+        name: "markingStrategy",
+        aliases: &[],
+        kind: Kind::Choice(&[
+            Choice { name: "label", aliases: &["flowLabel"] },
+            Choice { name: "hopByHop", aliases: &["hopByHopHeader"] },
+            Choice { name: "destination", aliases: &[] },
+            Choice { name: "hopByHopDestination", aliases: &["hopByHopDestHeaders"] },
+        ]),
+        default: r#""label""#,
+        doc:
+            "Where packets carry the tag: in the flow label, in a hop-by-hop options header, in a \
+              destination options header, or in both headers. A header makes packets 8 octets \
+              longer, both make them 16; connections that open while glowd runs leave room for \
+              it.",
+    },
+    Key {
+        name: "matchAll",
+        aliases: &[],
+        kind: Kind::Bool,
+        default: "false",
+        doc: "Whether packets that belong to no open flow carry a tag too: that of the flow that \
+              was opened last and is still open.",
+    },
+    Key {
+        name: "attach",
+        aliases: &[],
+        kind: Kind::Choice(&[
+            Choice { name: "auto", aliases: &[] },
+            Choice { name: "tcx", aliases: &[] },
+            Choice { name: "clsact", aliases: &[] },
+        ]),
+        default: r#""auto""#,
+        doc:
+            "How the programs are attached: by tcx, which needs Linux 6.6, by filters on a clsact \
+              qdisc, or by tcx where the kernel has it and clsact elsewhere.",
+    },
+    Key {
+        name: "removeQdisc",
+        aliases: &[],
+        kind: Kind::Bool,
+        default: "true",
+        doc: "Whether glowd, when it stops, removes a clsact qdisc that it has made and on which \
+              there are no filters of others. It never removes one that it found.",
+    },
+    Key {
+        name: "programPath",
+        aliases: &[],
+        kind: Kind::Path,
+        default: r#""""#,
+        doc: "A file with compiled eBPF programs to load instead of those in the glowd binary; \
+              empty for those.",
+    },
+    Key {
+        name: "debugMode",
+        aliases: &[],
+        kind: Kind::Bool,
+        default: "false",
+        doc:
+            "Whether the eBPF program writes a line to the kernel's trace pipe for each packet of \
+              an open flow. It slows these packets down.",
+    },
+];
+
+fn check(section: &Section) -> Vec<String> {
+    let names = section.list("targetInterfaces");
+    let mut problems = Vec::new();
+    if names.is_empty() {
+        problems.push("targetInterfaces is empty; name at least one interface".into());
+    }
+    if names.iter().any(String::is_empty) {
+        problems.push("targetInterfaces contains an empty name".into());
+    }
+    for (at, name) in names.iter().enumerate() {
+        if !name.is_empty() && names[..at].contains(name) {
+            problems.push(format!("targetInterfaces contains {name:?} twice"));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod key_tests {
+    use super::*;
+    use crate::config::Value;
+
+    #[test]
+    fn interfaces_are_named_once_each() {
+        let problems = |names: &[&str]| {
+            let names = names.iter().map(ToString::to_string).collect();
+            let values = vec![("targetInterfaces", Value::List(names))];
+            check(&Section::new("backends.marker", values)).len()
+        };
+        assert_eq!(problems(&["eth0", "eth1"]), 0);
+        assert_eq!(problems(&[]), 1);
+        assert_eq!(problems(&["", ""]), 1);
+        assert_eq!(problems(&["eth0", "eth1", "eth0", "eth0"]), 2);
+    }
 }
