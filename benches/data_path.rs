@@ -81,7 +81,6 @@ fn empty(dir: &std::path::Path) -> Object {
     let mut command = Command::new(clang);
     command.args(["-target", "bpf", "-O2", "-g", "-c", "benches/empty.bpf.c", "-o"]).arg(&object);
     command.args(["-idirafter", "/usr/include/x86_64-linux-gnu"]);
-    command.arg("-I").arg(env!("GLOWD_LIBBPF_INCLUDE"));
     assert!(command.status().unwrap().success(), "clang");
     OpenObject::from_file(&object).unwrap().load().unwrap()
 }

@@ -250,7 +250,7 @@ impl Dispatcher {
                 }
                 // Whoever asked may have gone away since.
                 Message::List(answer) => drop(answer.send(self.table.flows())),
-                Message::Count(answer) => drop(answer.send(self.table.len())),
+                Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Report => self.report(),
             }
         }
@@ -365,7 +365,7 @@ impl Dispatcher {
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
              {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused",
-            self.table.len(),
+            self.table.count(),
             self.admission.limit()
         );
         self.hand_out(vec![Event::Report]);

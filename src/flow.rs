@@ -219,9 +219,9 @@ impl Timestamp {
             if !(1..=9).contains(&digits) {
                 return None;
             }
-            for place in 0..6 {
-                let digit = if place < digits { after[place] - b'0' } else { 0 };
-                fraction = fraction * 10 + u64::from(digit);
+            let zeros = std::iter::repeat(&b'0');
+            for digit in after[..digits].iter().chain(zeros).take(6) {
+                fraction = fraction * 10 + u64::from(digit - b'0');
             }
             rest = &after[digits..];
         }

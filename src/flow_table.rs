@@ -138,7 +138,7 @@ impl FlowTable {
     }
 
     /// How many flows are open.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.flows.len()
     }
 
@@ -182,7 +182,7 @@ mod tests {
         let closed = table.apply(event(FlowState::End, 7, 1), "api", Timestamp(7));
         assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
         let unknown = table.apply(event(FlowState::End, 7, 16), "api", Timestamp(8));
-        assert_eq!((unknown, table.len()), (Change::Unknown, 0));
+        assert_eq!((unknown, table.count()), (Change::Unknown, 0));
     }
 
     /// Defect 7 of the peers: a repeated start drew the entropy anew.

@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use libbpf_sys as sys;
 
@@ -47,6 +47,40 @@ pub struct Map<K, V> {
 type Outcome<T> = io::Result<T>;
 
 impl<K: Plain, V: Plain> Map<K, V> {
+    /// The youngest map of that name in the kernel, whoever made it: how a benchmark
+    /// or an administrator's tool looks into a running daemon. Needs CAP_SYS_ADMIN.
+    ///
+    /// # Errors
+    /// There is none, or it has keys or values of other sizes.
+    pub fn newest(name: &str) -> Result<Self> {
+        let (mut id, mut found) = (0, None);
+        // SAFETY: `id` outlives the call, which writes to nothing else.
+        while unsafe { sys::bpf_map_get_next_id(id, &raw mut id) } == 0 {
+            // SAFETY: takes a number; it returns a new descriptor or an error.
+            let fd = unsafe { sys::bpf_map_get_fd_by_id(id) };
+            if fd < 0 {
+                // It has gone since, or is not for us to see.
+                continue;
+            }
+            // SAFETY: the kernel has just opened it for us, and nobody else has it.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            let mut info = sys::bpf_map_info::default();
+            let mut size = u32::try_from(size_of::<sys::bpf_map_info>()).unwrap_or(u32::MAX);
+            let (raw, info_out) = (fd.as_raw_fd(), &raw mut info);
+            // SAFETY: both places outlive the call, and `size` is that of `info`.
+            let code = unsafe { sys::bpf_map_get_info_by_fd(raw, info_out, &raw mut size) };
+            let known =
+                info.name.iter().take_while(|byte| **byte != 0).map(|byte| byte.to_ne_bytes()[0]);
+            if code == 0 && known.eq(name.bytes()) {
+                let (key_size, value_size) = (info.key_size, info.value_size);
+                found = Some((fd, Shape { key_size, value_size, entries: info.max_entries }));
+            }
+        }
+        let (fd, shape) =
+            found.ok_or_else(|| Error::config(format!("the kernel has no map {name:?}")))?;
+        Map::new(name, fd, shape)
+    }
+
     pub(super) fn new(name: &str, fd: OwnedFd, shape: Shape) -> Result<Self> {
         shape.expect(name, size_of::<K>(), size_of::<V>())?;
         Ok(Map { fd, types: PhantomData })

@@ -34,6 +34,8 @@ pub(crate) struct Daemon {
     reader: Option<JoinHandle<()>>,
     pipe: Option<File>,
     api: u16,
+    /// Open until its end, since it says STOPPING too.
+    _notified: UnixDatagram,
 }
 
 /// How a daemon ended that never became ready.
@@ -97,7 +99,9 @@ impl Daemon {
             let log = log.clone();
             thread::spawn(move || collect(stderr, &log))
         };
-        let mut daemon = Daemon { child, dir, log, reader: Some(reader), pipe: None, api };
+        let again = notified.try_clone().expect("a copy");
+        let mut daemon =
+            Daemon { child, dir, log, reader: Some(reader), pipe: None, api, _notified: again };
         match daemon.wait_until_ready(&notified) {
             Ok(()) => Ok(daemon),
             Err(status) => {
