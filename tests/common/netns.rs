@@ -8,8 +8,11 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{setns, unshare, CloneFlags};
+
+use super::{udp, v6, wait_for};
 
 /// A network namespace with `lo` up.
 pub(crate) struct Namespace(File);
@@ -110,7 +113,23 @@ impl Pair {
             host.ip(&format!("address add {v4}/24 dev {DEVICE}"));
             host.ip(&format!("link set {DEVICE} up"));
         }
-        Pair { here, there }
+        let pair = Pair { here, there };
+        pair.await_cable();
+        pair
+    }
+
+    /// Returns when packets pass both ways: the kernel connects a device's queue some
+    /// time after it came up, and drops what is sent before.
+    fn await_cable(&self) {
+        let (one, two) = (v6(HERE, 7), v6(THERE, 7));
+        let sockets = (udp(&self.here, one, two), udp(&self.there, two, one));
+        for (from, to) in [(&sockets.0, &sockets.1), (&sockets.1, &sockets.0)] {
+            to.set_read_timeout(Some(Duration::from_millis(5))).expect("a timeout");
+            wait_for("the cable", || {
+                from.send(b"hello").expect("to send");
+                to.recv(&mut [0; 16]).ok()
+            });
+        }
     }
 
     /// Sets both ends. Before the daemon starts, as on a real host.
