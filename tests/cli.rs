@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
+
+use crate::common::skip_unless_root;
 
 fn glowd() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
@@ -187,7 +189,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_a_failure() {
-    let full = File::options().write(true).open("/dev/full").unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = glowd().arg("help").stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(71));
     assert!(err(&output).starts_with("glowd: cannot write to standard output: "));
@@ -275,14 +277,13 @@ fn the_journal_gets_priorities() {
 #[cfg(target_os = "linux")]
 #[test]
 fn syslog_gets_the_lines_or_the_start_fails() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIP: needs root");
+    if skip_unless_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "conf.json", r#"{"pidPath": "", "log": "syslog"}"#);
     let socket = dir.path().join("log");
-    let syslog = UnixDatagram::bind(&socket).unwrap();
+    let syslog = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
     syslog.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let in_namespace = |prepare: &str| {
         let script = format!(

@@ -75,6 +75,38 @@ fn every_effective_configuration_loads_again() {
     }
 }
 
+/// Every way to cut a configuration short and to spoil one byte of it: judged
+/// without a panic, and refused with a place, or understood.
+#[test]
+fn damaged_configurations_are_judged_too() {
+    let judge = |text: &str| match Config::parse(text, "c") {
+        Ok(config) => {
+            let json = config.to_json();
+            assert_eq!(Config::parse(&json, "again").unwrap().to_json(), json, "{text}");
+        }
+        Err(error) => {
+            for line in error.to_string().lines() {
+                let mut words = line.splitn(4, ':');
+                assert_eq!(words.next(), Some("c"), "{line}");
+                let (row, col) = (words.next().unwrap(), words.next().unwrap());
+                assert!(row.parse::<usize>().unwrap() > 0, "{line}");
+                assert!(col.parse::<usize>().unwrap() > 0, "{line}");
+            }
+        }
+    };
+    for case in ["dialect_2024", "dialect_flowd_go"] {
+        let path = root().join("tests/data/config").join(case).with_extension("json");
+        let text = fs::read_to_string(path).unwrap();
+        for at in 0..text.len() {
+            judge(&text[..at]);
+            judge(&text[at..]);
+            for byte in ["\"", "{", "]", ",", "0", "\\", "\n", "\u{e4}", "null"] {
+                judge(&format!("{}{byte}{}", &text[..at], &text[at + 1..]));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_shipped_file_is_accepted_and_says_what_is_documented() {
     let shipped = Config::load(&root().join("conf.json")).unwrap();

@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(config.max_flows(), 100_000);
         assert_eq!(config.pid_path(), "/run/glowd/glowd.pid");
         let levels: Vec<_> = config.notes.iter().map(|note| note.level).collect();
-        assert_eq!(levels, [Level::Warn, Level::Warn], "{:?}", config.notes);
+        assert_eq!(levels, [Level::Warn, Level::Info], "{:?}", config.notes);
     }
 
     #[test]

@@ -91,7 +91,8 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
     }
     if config.backends.is_empty() {
         let text = "backends: there is none, so no flow will be marked or reported";
-        remarks.push((Level::Warn, text.to_owned()));
+        // The API may still list what was reported.
+        remarks.push((Level::Info, text.to_owned()));
     }
     if !config.top.list("stunServers").is_empty() {
         let text = "stunServers: has no effect in this version of glowd";
