@@ -50,7 +50,7 @@ use nix::unistd::Group;
 use self::fifo::{Access, Fifo, BUFFER};
 use self::framing::{Framing, Piece};
 use self::line::Quoted;
-use self::watch::{Seen, Watch};
+use self::watch::Watch;
 use super::{Plugin, Spec};
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::{Inlet, Refused};
@@ -427,20 +427,14 @@ impl NamedPipe {
     }
 
     fn work(&mut self, wake: Wake, out: &Inlet) -> std::result::Result<(), Stopping> {
-        let seen = match &self.watch {
-            Some(watch) if wake.watch => watch.seen(),
-            _ => Seen::Nothing,
-        };
-        if seen == Seen::Folder {
-            self.watch = Some(Watch::new(&self.path));
-        }
+        let seen = wake.watch && self.watch.as_mut().is_some_and(Watch::seen);
         let tries = self.has_to_try() && Instant::now() >= self.next_try;
         if tries {
             if let Some(end) = self.current.as_mut().filter(|end| end.deaf) {
                 (end.due, end.deaf) = (true, false);
             }
         }
-        if tries || seen != Seen::Nothing {
+        if tries || seen {
             self.look(out)?;
         }
         self.read(out)

@@ -14,6 +14,8 @@ use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use super::{check, gid, Access, NamedPipe, SPEC};
+#[cfg(target_os = "linux")]
+use super::{poll, AsFd, PollFd, PollFlags, PollTimeout};
 use crate::config::{Section, Value};
 use crate::dispatcher::{Dispatcher, Event, Inlet, Queue};
 use crate::entropy::EntropyKey;
@@ -375,6 +377,43 @@ fn old_fifos_are_bounded() {
         assert!(pipe.turn(&rig.inlet, &rig.stop).unwrap());
         pipe.old.is_empty()
     });
+}
+
+/// A read end that had seen its last writer close would wake us for ever.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_idle_pipe_costs_nothing() {
+    let rig = Rig::new();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    for (n, text) in [(0, start(0)), (1, start(1).trim_end().into())] {
+        rig.write(text);
+        let idle = |pipe: &NamedPipe| pipe.current.as_ref().is_some_and(|end| !end.due);
+        wait_for("all is read", || {
+            assert!(pipe.turn(&rig.inlet, &rig.stop).unwrap());
+            idle(&pipe)
+        });
+        rig.assert_started(n..n + 1);
+        assert!(!pipe.has_to_try());
+        let fd = pipe.current.as_ref().unwrap().fifo.as_fd();
+        let woken = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).unwrap();
+        assert_eq!(woken, 0);
+    }
+}
+
+/// After a fresh read end could not be had.
+#[test]
+fn an_end_that_cannot_be_polled_is_read_all_the_same() {
+    let rig = Rig::new();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    let current = pipe.current.as_mut().unwrap();
+    (current.due, current.deaf) = (false, true);
+    let mut writer = rig.open();
+    writer.write_all(start(0).as_bytes()).unwrap();
+    wait_for("it is polled again", || {
+        assert!(pipe.turn(&rig.inlet, &rig.stop).unwrap());
+        !pipe.current.as_ref().unwrap().deaf
+    });
+    rig.assert_started(0..1);
 }
 
 #[test]

@@ -2,55 +2,30 @@
 //! on its folder. Where there is none, the plugin looks every second instead.
 //! Runs on the plugin's thread; owns the inotify descriptor.
 
-#[cfg(not(target_os = "linux"))]
-use std::os::fd::BorrowedFd;
-use std::path::Path;
-
-/// What has happened since the last question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// Nothing that matters.
-    Nothing,
-    /// Something to the file.
-    File,
-    /// Something to the folder itself: the watch may be on the wrong one.
-    Folder,
-}
+#[cfg(target_os = "linux")]
+pub(super) use linux::Watch;
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::ffi::OsString;
     use std::os::fd::{AsFd, BorrowedFd};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use nix::errno::Errno;
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
     use super::super::NAME;
-    use super::Seen;
 
     /// A watch on the folder of a file.
     #[derive(Debug)]
     pub(in super::super) struct Watch {
         inotify: Option<Inotify>,
-        name: OsString,
+        file: PathBuf,
     }
 
     impl Watch {
         /// Starts to watch. If that cannot be, it is said, and there is no watch.
         pub(in super::super) fn new(file: &Path) -> Self {
-            let name = file.file_name().unwrap_or_default().to_owned();
-            let folder = super::folder(file);
-            let inotify = match start(folder) {
-                Ok(inotify) => Some(inotify),
-                Err(error) => {
-                    crate::warn_limited!(
-                        "{NAME}: cannot watch the folder {folder:?}: {error}; looking every second"
-                    );
-                    None
-                }
-            };
-            Watch { inotify, name }
+            Watch { inotify: start(file), file: file.to_owned() }
         }
 
         /// What to poll, if there is a watch.
@@ -58,14 +33,17 @@ mod linux {
             self.inotify.as_ref().map(AsFd::as_fd)
         }
 
-        /// What has happened.
-        pub(in super::super) fn seen(&self) -> Seen {
-            let Some(inotify) = &self.inotify else { return Seen::Nothing };
+        /// Whether something may have happened to the file since the last question.
+        pub(in super::super) fn seen(&mut self) -> bool {
+            let Some(inotify) = &self.inotify else { return false };
             let events = match inotify.read_events() {
                 Ok(events) => events,
-                Err(Errno::EAGAIN | Errno::EINTR) => return Seen::Nothing,
+                Err(Errno::EAGAIN | Errno::EINTR) => return false,
                 // Whatever it is, a new watch is the answer to it.
-                Err(_) => return Seen::Folder,
+                Err(_) => {
+                    self.inotify = start(&self.file);
+                    return true;
+                }
             };
             let folder = AddWatchFlags::IN_DELETE_SELF
                 | AddWatchFlags::IN_MOVE_SELF
@@ -73,30 +51,42 @@ mod linux {
                 | AddWatchFlags::IN_IGNORED
                 | AddWatchFlags::IN_Q_OVERFLOW;
             if events.iter().any(|event| event.mask.intersects(folder)) {
-                Seen::Folder
-            } else if events.iter().any(|event| event.name.as_ref() == Some(&self.name)) {
-                Seen::File
-            } else {
-                Seen::Nothing
+                // The path may lead to another folder by now.
+                self.inotify = start(&self.file);
+                return true;
             }
+            let name = self.file.file_name();
+            events.iter().any(|event| event.name.as_deref() == name)
         }
     }
 
-    fn start(folder: &Path) -> nix::Result<Inotify> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let changes = AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_MOVE
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE_SELF
-            | AddWatchFlags::IN_ONLYDIR;
-        inotify.add_watch(folder, changes)?;
-        Ok(inotify)
+    fn start(file: &Path) -> Option<Inotify> {
+        let folder = file.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        let start = || {
+            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            let changes = AddWatchFlags::IN_CREATE
+                | AddWatchFlags::IN_DELETE
+                | AddWatchFlags::IN_MOVE
+                | AddWatchFlags::IN_DELETE_SELF
+                | AddWatchFlags::IN_MOVE_SELF
+                | AddWatchFlags::IN_ONLYDIR;
+            inotify.add_watch(folder, changes)?;
+            Ok(inotify)
+        };
+        match start() {
+            Ok(inotify) => Some(inotify),
+            // The plugin makes the folder again, and then a new watch.
+            Err(Errno::ENOENT) => None,
+            Err(error) => {
+                crate::warn_limited!(
+                    "{NAME}: cannot watch the folder {folder:?}: {error}; looking every second"
+                );
+                None
+            }
+        }
     }
 }
-
-#[cfg(target_os = "linux")]
-pub(super) use linux::Watch;
 
 /// No watch.
 #[cfg(not(target_os = "linux"))]
@@ -105,21 +95,15 @@ pub(super) struct Watch;
 
 #[cfg(not(target_os = "linux"))]
 impl Watch {
-    pub(super) fn new(_: &Path) -> Self {
+    pub(super) fn new(_: &std::path::Path) -> Self {
         Watch
     }
 
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
     }
 
-    pub(super) fn seen(&self) -> Seen {
-        Seen::Nothing
+    pub(super) fn seen(&mut self) -> bool {
+        false
     }
-}
-
-/// The folder that a file is in.
-#[cfg(target_os = "linux")]
-fn folder(file: &Path) -> &Path {
-    file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
