@@ -276,7 +276,20 @@ pub struct Program {
 /// A program attached by tcx; dropping it detaches, and so does the kernel when
 /// the process dies.
 #[derive(Debug)]
-pub struct Link(#[allow(dead_code)] OwnedFd); // held for its Drop
+pub struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Closing the last descriptor detaches too, but a child that is between fork
+        // and exec may have a copy. ENOLINK: the interface is gone.
+        // SAFETY: the descriptor is open and a link's.
+        let code = unsafe { sys::bpf_link_detach(self.0.as_raw_fd()) };
+        if code < 0 && code != -libc::ENOLINK {
+            let cause = std::io::Error::from_raw_os_error(code.saturating_neg());
+            log::error!("cannot detach a tcx link: {cause}");
+        }
+    }
+}
 
 /// What a test run of a program did.
 #[derive(Debug)]
@@ -305,10 +318,6 @@ impl Program {
     pub fn attach_tcx(&self, ifindex: u32, hook: Hook) -> std::io::Result<Link> {
         let invalid = std::io::Error::from_raw_os_error(libc::EINVAL);
         let ifindex = c_int::try_from(ifindex).map_err(|_| invalid)?;
-        let kind = match hook {
-            Hook::Egress => sys::BPF_TCX_EGRESS,
-            Hook::Ingress => sys::BPF_TCX_INGRESS,
-        };
         let opts = sys::bpf_link_create_opts {
             sz: size_of::<sys::bpf_link_create_opts>() as sys::size_t,
             flags: sys::BPF_F_BEFORE,
@@ -317,7 +326,7 @@ impl Program {
         listen();
         let program = self.fd.as_raw_fd();
         // SAFETY: the descriptor is open, and the options live until it returns.
-        let fd = unsafe { sys::bpf_link_create(program, ifindex, kind, &raw const opts) };
+        let fd = unsafe { sys::bpf_link_create(program, ifindex, hook.tcx(), &raw const opts) };
         if fd < 0 {
             return Err(std::io::Error::from_raw_os_error(fd.saturating_neg()));
         }
@@ -368,6 +377,36 @@ impl Program {
             packet: out,
             duration: Duration::from_nanos(u64::from(opts.duration)),
         })
+    }
+}
+
+/// The ids of the programs that tcx runs on that hook, in their order.
+///
+/// # Errors
+/// The kernel has no tcx, or refuses.
+pub fn tcx_programs(ifindex: u32, hook: Hook) -> std::io::Result<Vec<u32>> {
+    let interface = c_int::try_from(ifindex).map_err(std::io::Error::other)?;
+    // The kernel's limit (BPF_MPROG_MAX).
+    let mut ids = vec![0_u32; 64];
+    let mut count = 64;
+    let (kind, start) = (hook.tcx(), ids.as_mut_ptr());
+    // SAFETY: there is room for as many ids as `count` says, and both live until
+    // it returns.
+    let code =
+        unsafe { sys::bpf_prog_query(interface, kind, 0, ptr::null_mut(), start, &raw mut count) };
+    if code < 0 {
+        return Err(std::io::Error::from_raw_os_error(code.saturating_neg()));
+    }
+    ids.truncate(count as usize);
+    Ok(ids)
+}
+
+impl Hook {
+    fn tcx(self) -> sys::bpf_attach_type {
+        match self {
+            Hook::Egress => sys::BPF_TCX_EGRESS,
+            Hook::Ingress => sys::BPF_TCX_INGRESS,
+        }
     }
 }
 

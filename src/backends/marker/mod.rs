@@ -15,7 +15,8 @@ mod backend;
 mod owner;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod tag;
-#[cfg(all(test, target_os = "linux", feature = "ebpf"))]
+#[cfg(test)]
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod tests;
 
 #[cfg(not(all(target_os = "linux", feature = "ebpf")))]

@@ -11,13 +11,16 @@ use std::fmt;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    bind, connect, getsockopt, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr,
+    bind, connect, getsockopt, listen, shutdown, socket, AddressFamily, Backlog, Shutdown,
+    SockFlag, SockType, UnixAddr,
 };
 use nix::unistd::{geteuid, Pid};
 
@@ -115,7 +118,10 @@ fn pid_namespace() -> u64 {
 
 /// This process's exclusive hold of an interface, until it is dropped or dies.
 #[derive(Debug)]
-pub(super) struct Claim(#[allow(dead_code)] Option<OwnedFd>); // held for its Drop
+pub(super) struct Claim(Option<OwnedFd>);
+
+/// How long a claim that somebody is giving up is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Claim {
     /// Claims the interface for this glowd.
@@ -130,28 +136,52 @@ impl Claim {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(fail)
         };
-        let fd = open()?;
-        match bind(fd.as_raw_fd(), &address) {
-            Ok(()) => {
-                listen(&fd, Backlog::new(1).map_err(fail)?).map_err(fail)?;
-                return Ok(Claim(Some(fd)));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let fd = open()?;
+            match bind(fd.as_raw_fd(), &address) {
+                Ok(()) => {
+                    // Who asks is never answered, only queued and told our process id.
+                    listen(&fd, Backlog::MAXCONN).map_err(fail)?;
+                    return Ok(Claim(Some(fd)));
+                }
+                Err(Errno::EADDRINUSE) => {}
+                Err(errno) => return Err(fail(errno)),
             }
-            Err(Errno::EADDRINUSE) => {}
-            Err(errno) => return Err(fail(errno)),
+            let asker = open()?;
+            let holder = connect(asker.as_raw_fd(), &address)
+                .and_then(|()| getsockopt(&asker, PeerCredentials));
+            match holder {
+                // Anybody may take the name, and must not keep glowd from starting.
+                Ok(holder) if holder.uid() != 0 && holder.uid() != geteuid().as_raw() => {
+                    let (pid, uid) = (holder.pid(), holder.uid());
+                    warn!("process {pid} of user {uid} holds {name:?}, which is for glowd");
+                    return Ok(Claim(None));
+                }
+                Ok(holder) => return Err(in_use(&format!("with process id {}", holder.pid()))),
+                // The holder is about to go, or to listen.
+                Err(Errno::ECONNREFUSED) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                // Nobody listens, or too many have asked before: no glowd does that, and
+                // nobody else must keep this one from starting.
+                Err(errno) => {
+                    warn!(
+                        "somebody holds {name:?}, which is for glowd, and does not answer: {errno}"
+                    );
+                    return Ok(Claim(None));
+                }
+            }
         }
-        let asker = open()?;
-        let holder =
-            connect(asker.as_raw_fd(), &address).and_then(|()| getsockopt(&asker, PeerCredentials));
-        match holder {
-            // Anybody may take the name, and must not keep glowd from starting.
-            Ok(holder) if holder.uid() != 0 && holder.uid() != geteuid().as_raw() => {
-                let (pid, uid) = (holder.pid(), holder.uid());
-                warn!("process {pid} of user {uid} holds {name:?}, which is for glowd");
-                Ok(Claim(None))
-            }
-            Ok(holder) => Err(in_use(&format!("with process id {}", holder.pid()))),
-            // Too many have asked before; or the holder is about to go.
-            Err(_) => Err(in_use("that does not say who it is")),
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(fd) = &self.0 {
+            // A child that is between fork and exec may have a copy of the socket; this
+            // tells whoever asks that there is nobody any more.
+            let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
         }
     }
 }

@@ -25,8 +25,7 @@ use crate::sys::bpf::{Map, OpenObject};
 /// loopback is up. Whatever it leaves goes with the namespace.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
-        use std::io::Write;
-        writeln!(std::io::stderr(), "SKIP: needs root for a network namespace").unwrap();
+        println!("SKIP: needs root for a network namespace");
         return;
     }
     let thread = std::thread::spawn(|| {
@@ -84,6 +83,18 @@ fn state() -> String {
         return qdiscs;
     }
     qdiscs + &run("tc filter show dev lo egress") + &run("tc filter show dev lo ingress")
+}
+
+/// The names of the programs that tcx runs there, by bpftool(8).
+fn tcx(interface: &str, hook: Hook) -> Vec<String> {
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let ids = crate::sys::bpf::tcx_programs(index, hook).unwrap();
+    let name = |id: &u32| {
+        let shown: serde_json::Value =
+            serde_json::from_str(&run(&format!("bpftool -j prog show id {id}"))).unwrap();
+        shown["name"].as_str().unwrap().to_owned()
+    };
+    ids.iter().map(name).collect()
 }
 
 /// Somebody else's filter on the loopback, which counts packets.
@@ -181,8 +192,7 @@ fn was_child() -> bool {
         return false;
     };
     let _marker = marker(&[("attach", text(&way))]).unwrap();
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{ATTACHED}").unwrap();
+    println!("{ATTACHED}");
     // Until it is killed, or its parent is gone.
     let _ = std::io::stdin().read(&mut [0]);
     true
@@ -234,12 +244,11 @@ fn tcx_comes_and_goes_and_is_the_choice_of_auto() {
         for way in ["tcx", "auto"] {
             let marker = marker(&[("attach", text(way))]).unwrap();
             assert_eq!(state(), before, "no qdisc is needed");
-            let there = run("bpftool net show dev lo");
-            assert!(there.contains("tcx/egress marker_eth"), "{there}");
+            assert_eq!(tcx("lo", Hook::Egress), ["marker_eth"]);
+            assert_eq!(tcx("lo", Hook::Ingress).len(), 0);
             send(1);
             drop(marker);
-            let there = run("bpftool net show dev lo");
-            assert!(!there.contains("marker_eth"), "{there}");
+            assert_eq!(tcx("lo", Hook::Egress).len(), 0);
         }
     });
 }
@@ -256,8 +265,8 @@ fn header_strategies_also_look_at_what_arrives() {
             drop(clsact);
             assert_eq!(state(), before);
             let _tcx = marker(&[("attach", text("tcx")), changes[1].clone()]).unwrap();
-            let there = run("bpftool net show dev lo");
-            assert!(there.contains("tcx/ingress room_eth"), "{there}");
+            assert_eq!(tcx("lo", Hook::Egress), ["marker_eth"]);
+            assert_eq!(tcx("lo", Hook::Ingress), ["room_eth"]);
         }
     });
 }
@@ -267,9 +276,8 @@ fn interfaces_without_ethernet_get_the_other_program() {
     in_namespace(|| {
         run("ip tuntap add t0 mode tun");
         let _marker = marker(&[interfaces(&["t0", "lo"])]).unwrap();
-        let there = run("bpftool net show");
-        assert!(there.contains("tcx/egress marker_ip"), "{there}");
-        assert!(there.contains("tcx/egress marker_eth"), "{there}");
+        assert_eq!(tcx("t0", Hook::Egress), ["marker_ip"]);
+        assert_eq!(tcx("lo", Hook::Egress), ["marker_eth"]);
     });
 }
 
@@ -306,8 +314,7 @@ fn defect_08_a_restart_after_kill_9_needs_no_help() {
 
         // With tcx the kernel cleans up.
         Other::attached(TEST, "tcx").kill();
-        let gone = || !run("bpftool net show dev lo").contains("marker_eth");
-        eventually("tcx links die with the process", gone);
+        eventually("tcx links die with the process", || tcx("lo", Hook::Egress).is_empty());
         assert_eq!(state(), before);
     });
 }
@@ -353,7 +360,7 @@ fn a_live_glowd_is_not_disturbed() {
     in_namespace(|| {
         for way in ["clsact", "tcx"] {
             let other = Other::attached(TEST, way);
-            let before = state() + &run("bpftool net show dev lo");
+            let before = (state(), tcx("lo", Hook::Egress));
             let pid = other.0.id().to_string();
             for second in ["clsact", "tcx", "auto"] {
                 let refusal = marker(&[("attach", text(second))]).err().unwrap();
@@ -366,7 +373,7 @@ fn a_live_glowd_is_not_disturbed() {
                 let refusal = clean(&[]).unwrap_err().to_string();
                 assert!(refusal.contains(&pid), "{refusal}");
             }
-            assert_eq!(state() + &run("bpftool net show dev lo"), before);
+            assert_eq!((state(), tcx("lo", Hook::Egress)), before);
         }
     });
 }
