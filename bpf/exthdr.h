@@ -54,23 +54,16 @@ static __always_inline __u32 interface_mtu(struct __sk_buff *skb, __u8 check_mtu
 	return known ? *known : 0;
 }
 
-/* How a packet can grow, as decide_growth() found. */
-struct growth {
-	__u64 flags;		/* for bpf_skb_adjust_room */
-	__u16 payload_len;	/* the IPv6 header's, before */
-};
-
 /*
- * Whether the packet can take @len octets more. Returns UNMARKED_REASONS if so,
- * else the reason.
+ * Whether the packet can take the strategy's headers. Returns UNMARKED_REASONS if
+ * so, and in @gso_flags how its segments are to grow; else the reason.
  */
 static __always_inline enum unmarked_reason
 decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flags,
-	      const volatile struct settings *settings, struct growth *growth)
+	      const volatile struct settings *settings, __u64 *gso_flags)
 {
 	__u32 len = room(settings->strategy), gso_size = skb->gso_size;
-	__u32 payload, size, mtu;
-	__be16 field;
+	__u32 size, mtu;
 	__u8 offset;
 
 	if (packet->next_header == NEXT_HOP_BY_HOP &&
@@ -84,17 +77,12 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 	if (packet->has_extension && settings->strategy != STRATEGY_HOP_BY_HOP)
 		return UNMARKED_EXTENSION;
 
-	if (bpf_skb_load_bytes(skb, packet->network + IPV6_PAYLOAD_LEN, &field,
-			       sizeof(field)) < 0)
-		return UNMARKED_KERNEL;
-	payload = bpf_ntohs(field);
 	/* 0: RFC 2675, the length is in an option. */
-	if (!payload || payload + len > 0xffff)
+	if (!packet->payload_len || packet->payload_len + len > 0xffff)
 		return UNMARKED_LENGTH;
-	growth->payload_len = payload;
 
 	/* The largest packet that will be on the wire. */
-	size = IPV6_LEN + payload;
+	size = IPV6_LEN + packet->payload_len;
 	if (gso_size) {
 		size = packet->transport - packet->network + gso_size;
 		if (packet->protocol == IPPROTO_TCP) {
@@ -114,7 +102,7 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 		return UNMARKED_KERNEL;
 	if (size + len <= mtu) {
 		/* Segments stay as large as TCP, or the sender of UDP, made them. */
-		growth->flags = gso_size ? BPF_F_ADJ_ROOM_FIXED_GSO : 0;
+		*gso_flags = gso_size ? BPF_F_ADJ_ROOM_FIXED_GSO : 0;
 		return UNMARKED_REASONS;
 	}
 	if (!gso_size)
@@ -122,7 +110,7 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 	/* TCP can be cut into smaller segments, a datagram must not be cut. */
 	if (packet->protocol != IPPROTO_TCP || gso_size <= 4 * EXTHDR_LEN)
 		return UNMARKED_GSO;
-	growth->flags = 0;
+	*gso_flags = 0;
 	return UNMARKED_REASONS;
 }
 
@@ -140,50 +128,58 @@ static __always_inline void fill_header(__u8 *header, __u8 next,
 	header[7] = 0;		/* Pad1 */
 }
 
+/* The IPv6 header from its payload length on, and what is inserted behind it. */
+struct rewritten {
+	__be16 payload_len;
+	__u8 next_header;
+	__u8 hop_limit;
+	__u8 addresses[32];
+	__u8 headers[2 * EXTHDR_LEN];
+};
+
 /*
- * Grows the packet behind the IPv6 header at @network and writes the headers.
- * @spare octets stay free in front of the packet. Returns 0; or -1, and the
- * packet is as it was.
+ * Grows the packet behind the IPv6 header at @network and writes the headers, in
+ * one piece. @spare octets stay free in front of the packet. Returns 0; or -1, and
+ * the packet is as it was.
  */
 static __always_inline int grow_and_write(struct __sk_buff *skb, __u32 network,
-					  __u8 next_header, __u32 spare,
+					  const struct flow_key *key,
+					  const struct packet *packet,
 					  const struct flow_value *flow, __u8 strategy,
-					  const struct growth *growth)
+					  __u64 gso_flags, __u32 spare)
 {
 	__u32 len = room(strategy);
-	__u8 headers[2 * EXTHDR_LEN], first;
-	struct {
-		__be16 payload_len;
-		__u8 next_header;
-	} __attribute__((packed)) ip;
+	struct rewritten new = {
+		.payload_len = bpf_htons(packet->payload_len + len),
+		.hop_limit = packet->hop_limit,
+	};
 
-	if (bpf_skb_adjust_room(skb, len + spare, BPF_ADJ_ROOM_NET, growth->flags) < 0)
-		return -1;
-	if (spare && bpf_skb_adjust_room(skb, -(int)spare, BPF_ADJ_ROOM_NET, growth->flags) < 0) {
-		bpf_skb_adjust_room(skb, -(int)(len + spare), BPF_ADJ_ROOM_NET, growth->flags);
-		return -1;
-	}
-
+	__builtin_memcpy(new.addresses, key->src, sizeof(new.addresses));
 	switch (strategy) {
 	case STRATEGY_HOP_BY_HOP:
-		first = NEXT_HOP_BY_HOP;
-		fill_header(headers, next_header, flow);
+		new.next_header = NEXT_HOP_BY_HOP;
+		fill_header(new.headers, packet->next_header, flow);
 		break;
 	case STRATEGY_DESTINATION:
-		first = NEXT_DESTINATION;
-		fill_header(headers, next_header, flow);
+		new.next_header = NEXT_DESTINATION;
+		fill_header(new.headers, packet->next_header, flow);
 		break;
 	default:
-		first = NEXT_HOP_BY_HOP;
-		fill_header(headers, NEXT_DESTINATION, flow);
-		fill_header(headers + EXTHDR_LEN, next_header, flow);
+		new.next_header = NEXT_HOP_BY_HOP;
+		fill_header(new.headers, NEXT_DESTINATION, flow);
+		fill_header(new.headers + EXTHDR_LEN, packet->next_header, flow);
 	}
-	ip.payload_len = bpf_htons(growth->payload_len + len);
-	ip.next_header = first;
+
+	if (bpf_skb_adjust_room(skb, len + spare, BPF_ADJ_ROOM_NET, gso_flags) < 0)
+		return -1;
+	if (spare && bpf_skb_adjust_room(skb, -(int)spare, BPF_ADJ_ROOM_NET, gso_flags) < 0) {
+		bpf_skb_adjust_room(skb, -(int)(len + spare), BPF_ADJ_ROOM_NET, gso_flags);
+		return -1;
+	}
 	/* The grown packet is ours alone and its headers are in one piece. */
-	if (bpf_skb_store_bytes(skb, network + IPV6_LEN, headers, len, 0) < 0 ||
-	    bpf_skb_store_bytes(skb, network + IPV6_PAYLOAD_LEN, &ip, sizeof(ip), 0) < 0) {
-		bpf_skb_adjust_room(skb, -(int)len, BPF_ADJ_ROOM_NET, growth->flags);
+	if (bpf_skb_store_bytes(skb, network + IPV6_PAYLOAD_LEN, &new,
+				IPV6_LEN - IPV6_PAYLOAD_LEN + len, 0) < 0) {
+		bpf_skb_adjust_room(skb, -(int)len, BPF_ADJ_ROOM_NET, gso_flags);
 		return -1;
 	}
 	return 0;
@@ -197,9 +193,10 @@ static __always_inline int grow_and_write(struct __sk_buff *skb, __u32 network,
  * for want of memory once the packet is ours alone.
  */
 static __always_inline int insert_behind_tags(struct __sk_buff *skb,
+					      const struct flow_key *key,
 					      const struct packet *packet,
 					      const struct flow_value *flow, __u8 strategy,
-					      const struct growth *growth)
+					      __u64 gso_flags)
 {
 	__be16 tag[2], protocol;
 	__u16 tci;
@@ -221,8 +218,8 @@ static __always_inline int insert_behind_tags(struct __sk_buff *skb,
 		return -1;
 	result = bpf_skb_vlan_pop(skb);
 	if (!result)
-		result = grow_and_write(skb, ETH_HLEN, packet->next_header, SPARE, flow,
-					strategy, growth);
+		result = grow_and_write(skb, ETH_HLEN, key, packet, flow, strategy, gso_flags,
+					SPARE);
 	bpf_skb_vlan_push(skb, protocol, tci);
 	return result;
 }
@@ -232,23 +229,23 @@ static __always_inline int insert_behind_tags(struct __sk_buff *skb,
  * else the reason why the packet is as it was.
  */
 static __always_inline enum unmarked_reason
-insert_headers(struct __sk_buff *skb, const struct packet *packet,
+insert_headers(struct __sk_buff *skb, const struct flow_key *key, const struct packet *packet,
 	       const struct flow_value *flow, const volatile struct settings *settings)
 {
-	struct growth growth = {};
+	__u64 gso_flags = 0;
 	enum unmarked_reason reason;
 	int result;
 
-	reason = decide_growth(skb, packet, flow->flags, settings, &growth);
+	reason = decide_growth(skb, packet, flow->flags, settings, &gso_flags);
 	if (reason != UNMARKED_REASONS)
 		return reason;
 	if (!packet->tags_in_data)
-		result = grow_and_write(skb, packet->network, packet->next_header, 0, flow,
-					settings->strategy, &growth);
+		result = grow_and_write(skb, packet->network, key, packet, flow,
+					settings->strategy, gso_flags, 0);
 	else if (packet->tags_in_data + !!skb->vlan_present > 2)
 		return UNMARKED_VLAN;
 	else
-		result = insert_behind_tags(skb, packet, flow, settings->strategy, &growth);
+		result = insert_behind_tags(skb, key, packet, flow, settings->strategy, gso_flags);
 	return result ? UNMARKED_KERNEL : UNMARKED_REASONS;
 }
 

@@ -90,7 +90,7 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 		if (write_label(skb, &packet, copy.label) < 0)
 			reason = UNMARKED_KERNEL;
 	} else {
-		reason = insert_headers(skb, &packet, &copy, &settings);
+		reason = insert_headers(skb, &key, &packet, &copy, &settings);
 	}
 	if (reason != UNMARKED_REASONS)
 		count_unmarked(reason);

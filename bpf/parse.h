@@ -23,6 +23,7 @@
 /* Offsets in the IPv6 header, RFC 8200 section 3. */
 #define IPV6_PAYLOAD_LEN 4
 #define IPV6_NEXT_HEADER 6
+#define IPV6_HOP_LIMIT 7
 #define IPV6_ADDRESSES 8
 
 /* Next headers that linux/in.h leaves out, by their IANA numbers. */
@@ -44,6 +45,8 @@
  */
 struct packet {
 	__be32 first_word;	/* version, traffic class, flow label */
+	__u16 payload_len;	/* as the IPv6 header says */
+	__u8 hop_limit;
 	__u32 network;		/* the IPv6 header */
 	__u32 transport;	/* what follows the last extension header */
 	__u8 next_header;	/* the IPv6 header's own */
@@ -86,6 +89,8 @@ static __always_inline int parse_plain(struct __sk_buff *skb, __u32 l2,
 	key->protocol = ip[IPV6_NEXT_HEADER];
 	packet->protocol = ip[IPV6_NEXT_HEADER];
 	packet->first_word = *(__be32 *)ip;
+	packet->payload_len = bpf_ntohs(*(__be16 *)(ip + IPV6_PAYLOAD_LEN));
+	packet->hop_limit = ip[IPV6_HOP_LIMIT];
 	packet->network = l2;
 	packet->transport = l2 + IPV6_LEN;
 	packet->next_header = ip[IPV6_NEXT_HEADER];
@@ -113,6 +118,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow_key *ke
 	__builtin_memset(key, 0, sizeof(*key));
 	__builtin_memcpy(key->src, ip + IPV6_ADDRESSES, 32);
 	__builtin_memcpy(&packet->first_word, ip, 4);
+	packet->payload_len = ip[IPV6_PAYLOAD_LEN] << 8 | ip[IPV6_PAYLOAD_LEN + 1];
+	packet->hop_limit = ip[IPV6_HOP_LIMIT];
 	next = ip[IPV6_NEXT_HEADER];
 	packet->next_header = next;
 	packet->has_extension = 0;
