@@ -2,7 +2,8 @@
 //! to everything. It owns the listening socket and the connections.
 //!
 //! It sleeps in one wait for all sockets and the stop token, until the nearest
-//! deadline. Memory: all connections together hold up to [`Settings::memory`] bytes
+//! deadline; right after work it looks a little while longer before it falls
+//! asleep. Memory: all connections together hold up to [`Settings::memory`] bytes
 //! of requests and answers, then long requests and listings get 503; over it go at
 //! most 64 KiB per connection, which a short request may always have, and the one
 //! answer that is being made.
@@ -57,6 +58,11 @@ impl Default for Settings {
 /// connection closes before: the descriptors may be missing elsewhere.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For how long the thread looks for more work before it sleeps. To be woken on an
+/// idle processor takes tens of microseconds, on a virtual machine above all: a
+/// client that sends one request after the other gets twice as many answered so.
+const SPIN: Duration = Duration::from_micros(50);
+
 /// How many connections are accepted before the others get their turn.
 const ACCEPT: usize = 64;
 
@@ -107,8 +113,20 @@ impl Server {
         };
         let mut ready = Vec::new();
         loop {
-            let timeout = hall.wake.map(|wake| wake.saturating_duration_since(Instant::now()));
-            poller.wait(hall.sockets(stop), timeout, &mut ready).map_err(failed)?;
+            // Whoever has sent a request is likely to send another.
+            if !ready.is_empty() {
+                let begin = Instant::now();
+                ready.clear();
+                while ready.is_empty() && begin.elapsed() < SPIN {
+                    std::thread::yield_now();
+                    let timeout = Some(Duration::ZERO);
+                    poller.wait(hall.sockets(stop), timeout, &mut ready).map_err(failed)?;
+                }
+            }
+            if ready.is_empty() {
+                let timeout = hall.wake.map(|wake| wake.saturating_duration_since(Instant::now()));
+                poller.wait(hall.sockets(stop), timeout, &mut ready).map_err(failed)?;
+            }
             let now = Instant::now();
             for token in &ready {
                 match *token {
