@@ -34,8 +34,8 @@ pub(crate) struct Daemon {
     reader: Option<JoinHandle<()>>,
     pipe: Option<File>,
     api: u16,
-    /// Open until its end, since it says STOPPING too.
-    _notified: UnixDatagram,
+    /// It tells its end there, too.
+    notified: UnixDatagram,
 }
 
 /// How a daemon ended that never became ready.
@@ -99,10 +99,9 @@ impl Daemon {
             let log = log.clone();
             thread::spawn(move || collect(stderr, &log))
         };
-        let again = notified.try_clone().expect("a copy");
         let mut daemon =
-            Daemon { child, dir, log, reader: Some(reader), pipe: None, api, _notified: again };
-        match daemon.wait_until_ready(&notified) {
+            Daemon { child, dir, log, reader: Some(reader), pipe: None, api, notified };
+        match daemon.wait_until_ready() {
             Ok(()) => Ok(daemon),
             Err(status) => {
                 daemon.reader.take().map(JoinHandle::join);
@@ -111,14 +110,14 @@ impl Daemon {
         }
     }
 
-    fn wait_until_ready(&mut self, notified: &UnixDatagram) -> Result<(), ExitStatus> {
+    fn wait_until_ready(&mut self) -> Result<(), ExitStatus> {
         let mut buffer = [0; 256];
         let start = Instant::now();
         // Short, to notice that it has ended instead.
         let patience = Some(Duration::from_millis(20));
-        notified.set_read_timeout(patience).expect("a timeout");
+        self.notified.set_read_timeout(patience).expect("a timeout");
         while start.elapsed() < PATIENCE {
-            match notified.recv(&mut buffer) {
+            match self.notified.recv(&mut buffer) {
                 Ok(length) if buffer[..length].starts_with(b"READY=1") => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}

@@ -57,13 +57,13 @@ fn tcp_is_marked_from_start_to_end() {
         let ends = ((&rig.pair.here, from), (&rig.pair.there, to));
         let mut connection = Connection::open(ends.0, ends.1, 0);
         connection.ping_pong(COUNT);
-        let started = rig.capture.count();
+        let started = rig.captured();
         rig.obey(&line(true, "tcp", from, to, CMS));
-        let first = rig.capture.count();
+        let first = rig.captured();
         connection.ping_pong(COUNT);
-        let last = rig.capture.count();
+        let last = rig.captured();
         rig.obey(&line(false, "tcp", from, to, CMS));
-        let ended = rig.capture.count();
+        let ended = rig.captured();
         connection.ping_pong(COUNT);
         drop(connection);
         rig.daemon.stop(&[]);

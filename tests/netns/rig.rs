@@ -2,12 +2,11 @@
 //! flow has to look like there, from the specification's text (sections 1 and 2).
 
 use std::net::{SocketAddrV6, UdpSocket};
-use std::time::Duration;
 
 use serde_json::{json, Value};
 
 use crate::common::packet::{Packet, DESTINATION, HOP_BY_HOP, UDP};
-use crate::common::{udp, v6, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE, THERE};
+use crate::common::{udp, v6, wait_for, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE, THERE};
 
 /// The bits of a label that say the tag, and those that are entropy.
 const TAG_BITS: u32 = 0x3_fefc;
@@ -127,6 +126,7 @@ pub(crate) struct Rig {
     strategy: Strategy,
     probe: UdpSocket,
     probe_open: bool,
+    probes: u64,
     /// Takes the probes in, or the other host would answer each with an error.
     _sink: UdpSocket,
 }
@@ -152,7 +152,7 @@ impl Rig {
         let capture = Capture::start(&pair.there, DEVICE);
         let sink = udp(&pair.there, v6(THERE, PROBE.1), v6(HERE, PROBE.0));
         let probe = udp(&pair.here, v6(HERE, PROBE.0), v6(THERE, PROBE.1));
-        Rig { pair, daemon, capture, strategy, probe, probe_open: false, _sink: sink }
+        Rig { pair, daemon, capture, strategy, probe, probe_open: false, probes: 0, _sink: sink }
     }
 
     /// Writes the lines to the pipe and returns when the marker has obeyed them:
@@ -171,19 +171,28 @@ impl Rig {
         self.probe_open = false;
     }
 
+    /// How many packets were captured, all that have arrived so far among them.
+    pub(crate) fn captured(&mut self) -> usize {
+        self.send_probe();
+        self.capture.count()
+    }
+
     /// Sends probes until one arrives that is marked, or until one is not.
-    fn await_probe(&self, marked: bool) {
-        let start = std::time::Instant::now();
-        loop {
-            let from = self.capture.count();
-            // An error of an earlier datagram may be reported here.
-            let _ = self.probe.send(b"probe");
-            let found = self.capture.find(from, Duration::from_millis(50), is_probe);
-            if found.is_some_and(|p| is_marked(&p, self.strategy, ATLAS).is_ok() == marked) {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "the marker did not obey in time");
-        }
+    fn await_probe(&mut self, marked: bool) {
+        wait_for("the marker to obey", || {
+            let probe = self.send_probe();
+            (is_marked(&probe, self.strategy, ATLAS).is_ok() == marked).then_some(())
+        });
+    }
+
+    /// Sends a probe and returns it as it was captured.
+    fn send_probe(&mut self) -> Packet {
+        let from = self.capture.count();
+        self.probes += 1;
+        let number = self.probes.to_be_bytes();
+        self.probe.send(&number).expect("to send a probe");
+        let this = |packet: &Packet| is_probe(packet) && packet.rest[8..] == number;
+        self.capture.find(from, PATIENCE, this).expect("the probe arrives")
     }
 
     /// Stops the daemon and returns what was captured, without probes.
