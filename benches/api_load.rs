@@ -13,7 +13,7 @@ use glowd::shutdown::stop_token;
 
 /// POST /flow per second on that many connections, while `idle` others are open.
 /// Half of the requests start a flow and half end one.
-pub fn posts_per_second(connections: u16, idle: usize, period: Duration) -> f64 {
+pub(crate) fn posts_per_second(connections: u16, idle: usize, period: Duration) -> f64 {
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Settings::default())
         .expect("a free port");
     let address = server.address();

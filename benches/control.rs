@@ -19,7 +19,7 @@ use crate::{percentile, row};
 const DST: &str = "2001:db8::2";
 const DST_PORT: u16 = 1094;
 
-pub fn rows() {
+pub(crate) fn rows() {
     // So that nothing of the host is touched; children inherit it.
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());

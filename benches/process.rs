@@ -13,17 +13,17 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A daemon with pipe, API and whatever else the configuration says.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     dir: tempfile::TempDir,
     /// From its start until it said READY.
-    pub start_up: Duration,
+    pub(crate) start_up: Duration,
 }
 
-pub const API: &str = "127.0.0.1:7777";
+pub(crate) const API: &str = "127.0.0.1:7777";
 
 impl Daemon {
-    pub fn start(mut config: Value) -> Self {
+    pub(crate) fn start(mut config: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| Value::from(dir.path().join(name).to_str().unwrap());
         config["pidPath"] = path("pid");
@@ -42,12 +42,12 @@ impl Daemon {
         Daemon { child, dir, start_up: before.elapsed() }
     }
 
-    pub fn pipe(&self) -> PathBuf {
+    pub(crate) fn pipe(&self) -> PathBuf {
         self.dir.path().join("np")
     }
 
     /// How many flows are open.
-    pub fn open_flows(&self) -> u64 {
+    pub(crate) fn open_flows(&self) -> u64 {
         let mut stream = TcpStream::connect(API.parse::<SocketAddr>().unwrap()).unwrap();
         stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -58,7 +58,7 @@ impl Daemon {
     }
 
     /// Resident memory in MB.
-    pub fn resident(&self) -> f64 {
+    pub(crate) fn resident(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
@@ -66,7 +66,7 @@ impl Daemon {
     }
 
     /// Stops it and says how long that took.
-    pub fn stop(mut self) -> Duration {
+    pub(crate) fn stop(mut self) -> Duration {
         let before = Instant::now();
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
         assert!(self.child.wait().unwrap().success());

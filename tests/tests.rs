@@ -8,7 +8,9 @@ mod common;
 mod config;
 mod firefly;
 mod layout;
+#[cfg(feature = "ebpf")]
 mod marker;
 mod named_pipe;
+#[cfg(feature = "ebpf")]
 mod netns;
 mod pipeline;

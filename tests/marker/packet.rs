@@ -4,44 +4,44 @@
 /// Ethernet addresses of the packets.
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
 
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
-pub const ICMPV6: u8 = 58;
-pub const HOP_BY_HOP: u8 = 0;
-pub const ROUTING: u8 = 43;
-pub const FRAGMENT: u8 = 44;
-pub const ESP: u8 = 50;
-pub const AH: u8 = 51;
-pub const NO_NEXT_HEADER: u8 = 59;
-pub const DESTINATION: u8 = 60;
-pub const MOBILITY: u8 = 135;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const ESP: u8 = 50;
+pub(crate) const AH: u8 = 51;
+pub(crate) const NO_NEXT_HEADER: u8 = 59;
+pub(crate) const DESTINATION: u8 = 60;
+pub(crate) const MOBILITY: u8 = 135;
 
 /// An IPv6 packet in the making.
 #[derive(Clone, Debug)]
-pub struct Packet {
+pub(crate) struct Packet {
     /// EtherType and TCI of each VLAN tag in the data, outermost first.
-    pub tags: Vec<(u16, u16)>,
+    pub(crate) tags: Vec<(u16, u16)>,
     /// Version, traffic class and flow label.
-    pub version: u8,
-    pub traffic_class: u8,
-    pub label: u32,
+    pub(crate) version: u8,
+    pub(crate) traffic_class: u8,
+    pub(crate) label: u32,
     /// Set if the payload length field is to say something else.
-    pub payload_len: Option<u16>,
-    pub src: [u8; 16],
-    pub dst: [u8; 16],
+    pub(crate) payload_len: Option<u16>,
+    pub(crate) src: [u8; 16],
+    pub(crate) dst: [u8; 16],
     /// Next-header number and bytes of each extension header; the first byte of
     /// each is filled in when the packet is put together.
-    pub extensions: Vec<(u8, Vec<u8>)>,
-    pub protocol: u8,
+    pub(crate) extensions: Vec<(u8, Vec<u8>)>,
+    pub(crate) protocol: u8,
     /// The transport header and what follows.
-    pub transport: Vec<u8>,
+    pub(crate) transport: Vec<u8>,
 }
 
 /// Source and destination of the packets, unless said otherwise.
-pub const SRC: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-pub const DST: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-pub const SRC_PORT: u16 = 40_000;
-pub const DST_PORT: u16 = 1094;
+pub(crate) const SRC: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+pub(crate) const DST: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+pub(crate) const SRC_PORT: u16 = 40_000;
+pub(crate) const DST_PORT: u16 = 1094;
 
 impl Packet {
     fn new(protocol: u8, transport: Vec<u8>) -> Self {
@@ -60,12 +60,12 @@ impl Packet {
     }
 
     /// A segment with a header of 20 octets and so much data.
-    pub fn tcp(data: usize) -> Self {
+    pub(crate) fn tcp(data: usize) -> Self {
         Self::tcp_with(0x10, &[], data)
     }
 
     /// A segment with these flags and options (a multiple of four octets).
-    pub fn tcp_with(flags: u8, options: &[u8], data: usize) -> Self {
+    pub(crate) fn tcp_with(flags: u8, options: &[u8], data: usize) -> Self {
         assert_eq!(options.len() % 4, 0);
         let mut bytes = Vec::new();
         bytes.extend(SRC_PORT.to_be_bytes());
@@ -79,7 +79,7 @@ impl Packet {
     }
 
     /// A datagram with so much data.
-    pub fn udp(data: usize) -> Self {
+    pub(crate) fn udp(data: usize) -> Self {
         let mut bytes = Vec::new();
         bytes.extend(SRC_PORT.to_be_bytes());
         bytes.extend(DST_PORT.to_be_bytes());
@@ -90,29 +90,29 @@ impl Packet {
     }
 
     /// A packet of another protocol with these octets behind the IPv6 header.
-    pub fn other(protocol: u8, bytes: &[u8]) -> Self {
+    pub(crate) fn other(protocol: u8, bytes: &[u8]) -> Self {
         Self::new(protocol, bytes.to_vec())
     }
 
-    pub fn tag(mut self, ether_type: u16, tci: u16) -> Self {
+    pub(crate) fn tag(mut self, ether_type: u16, tci: u16) -> Self {
         self.tags.push((ether_type, tci));
         self
     }
 
-    pub fn extension(mut self, number: u8, bytes: &[u8]) -> Self {
+    pub(crate) fn extension(mut self, number: u8, bytes: &[u8]) -> Self {
         assert!(bytes.len() % 4 == 0, "whole words");
         self.extensions.push((number, bytes.to_vec()));
         self
     }
 
-    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
     /// The upper-layer checksum of RFC 8200 section 8.1 over the transport bytes
     /// as they are; 0 if the field in it is right.
-    pub fn checksum(&self) -> u16 {
+    pub(crate) fn checksum(&self) -> u16 {
         let length = u32::try_from(self.transport.len()).unwrap().to_be_bytes();
         let mut bytes = [self.src, self.dst].concat();
         bytes.extend(length);
@@ -130,7 +130,7 @@ impl Packet {
     }
 
     /// The same with the right checksum at `offset` of the transport bytes.
-    pub fn checksummed(mut self, offset: usize) -> Self {
+    pub(crate) fn checksummed(mut self, offset: usize) -> Self {
         self.transport[offset..offset + 2].fill(0);
         let sum = self.checksum();
         self.transport[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
@@ -138,7 +138,7 @@ impl Packet {
     }
 
     /// The packet from the IPv6 header on.
-    pub fn ip(&self) -> Vec<u8> {
+    pub(crate) fn ip(&self) -> Vec<u8> {
         let length = self.extensions.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
             + self.transport.len();
         let length = self.payload_len.unwrap_or_else(|| u16::try_from(length).unwrap());
@@ -159,7 +159,7 @@ impl Packet {
     }
 
     /// The packet as an Ethernet frame.
-    pub fn frame(&self) -> Vec<u8> {
+    pub(crate) fn frame(&self) -> Vec<u8> {
         let mut bytes = MACS.to_vec();
         for (ether_type, tci) in &self.tags {
             bytes.extend(ether_type.to_be_bytes());
@@ -177,7 +177,7 @@ fn payload(length: usize) -> impl Iterator<Item = u8> {
 }
 
 /// An Ethernet frame of something that is not IPv6.
-pub fn frame_of(ether_type: u16, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn frame_of(ether_type: u16, bytes: &[u8]) -> Vec<u8> {
     let mut frame = MACS.to_vec();
     frame.extend(ether_type.to_be_bytes());
     frame.extend(bytes);
@@ -185,4 +185,4 @@ pub fn frame_of(ether_type: u16, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// An options header (hop-by-hop or destination) with one PadN option in it.
-pub const PADDING_OPTIONS: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+pub(crate) const PADDING_OPTIONS: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];

@@ -8,11 +8,11 @@ use glowd::sys::bpf::{has_check_mtu, Map, Object, OpenObject, PerCpuArray, Run, 
 use nix::sched::{unshare, CloneFlags};
 
 /// What every program of the marker returns: no opinion, the next filter decides.
-pub const TC_ACT_UNSPEC: i32 = -1;
+pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 
 /// The programs with one strategy, their maps, and an interface of some MTU.
-pub struct Rig {
-    pub strategy: Strategy,
+pub(crate) struct Rig {
+    pub(crate) strategy: Strategy,
     object: Object,
     flows: Map<FlowKey, FlowValue>,
     default_flow: Map<u32, FlowValue>,
@@ -22,7 +22,7 @@ pub struct Rig {
 
 impl Rig {
     /// On the loopback interface, whose MTU is 65536.
-    pub fn new(strategy: Strategy, match_all: bool) -> Self {
+    pub(crate) fn new(strategy: Strategy, match_all: bool) -> Self {
         let mut object = OpenObject::from_memory("marker", MARKER).unwrap();
         let settings = Settings {
             strategy: strategy as u8,
@@ -45,7 +45,7 @@ impl Rig {
 
     /// On an interface of that MTU: the loopback of a network namespace of this
     /// thread's own, which is the interface that a test run takes.
-    pub fn with_mtu(strategy: Strategy, mtu: usize) -> Self {
+    pub(crate) fn with_mtu(strategy: Strategy, mtu: usize) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (are you root?)");
         let mtu = mtu.to_string();
         let ip = Command::new("ip").args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
@@ -53,32 +53,32 @@ impl Rig {
         Self::new(strategy, false)
     }
 
-    pub fn open(&self, key: FlowKey, value: FlowValue) {
+    pub(crate) fn open(&self, key: FlowKey, value: FlowValue) {
         self.flows.update(&key, &value).unwrap();
     }
 
-    pub fn flow(&self, key: &FlowKey) -> Option<FlowValue> {
+    pub(crate) fn flow(&self, key: &FlowKey) -> Option<FlowValue> {
         self.flows.lookup(key).ok()
     }
 
-    pub fn set_default_flow(&self, value: FlowValue) {
+    pub(crate) fn set_default_flow(&self, value: FlowValue) {
         self.default_flow.update(&0, &value).unwrap();
     }
 
     /// A frame that leaves.
-    pub fn egress(&self, frame: &[u8]) -> Run {
+    pub(crate) fn egress(&self, frame: &[u8]) -> Run {
         self.run("marker_eth", frame, None)
     }
 
     /// A frame that leaves and still has to be cut into segments.
-    pub fn egress_gso(&self, frame: &[u8], gso_size: u32) -> Run {
+    pub(crate) fn egress_gso(&self, frame: &[u8], gso_size: u32) -> Run {
         let mut context = SkBuff::default();
         (context.gso_size, context.gso_segs) = (gso_size, 2);
         self.run("marker_eth", frame, Some(&mut context))
     }
 
     /// A frame that arrives.
-    pub fn ingress(&self, frame: &[u8]) -> Run {
+    pub(crate) fn ingress(&self, frame: &[u8]) -> Run {
         self.run("room_eth", frame, None)
     }
 
@@ -88,7 +88,7 @@ impl Rig {
 
     /// What was counted as unmarked since the last call, by the reasons of
     /// bpf/abi.h without their prefix.
-    pub fn take_unmarked(&self) -> Vec<(String, u64)> {
+    pub(crate) fn take_unmarked(&self) -> Vec<(String, u64)> {
         let now = self.unmarked.sums().unwrap();
         let mut before = self.counted.replace(now.clone());
         before.resize(now.len(), 0);
