@@ -125,31 +125,38 @@ pub const UNMARKED_REASONS: [&str; 9] = [
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SkBuff {
-    pad_0: [u32; 2],
+    #[doc(hidden)]
+    pub pad_0: [u32; 2],
     /// The packet's mark.
     pub mark: u32,
-    pad_1: [u32; 5],
+    #[doc(hidden)]
+    pub pad_1: [u32; 5],
     /// Its priority.
     pub priority: u32,
     /// The interface that it came in by.
     pub ingress_ifindex: u32,
     /// The interface that it is on.
     pub ifindex: u32,
-    pad_2: u32,
+    #[doc(hidden)]
+    pub pad_2: u32,
     /// Room for programs to talk to each other.
     pub cb: [u32; 5],
-    pad_3: [u32; 21],
+    #[doc(hidden)]
+    pub pad_3: [u32; 21],
     /// Time stamp, in nanoseconds.
     pub tstamp: u64,
     /// Length on the wire, in octets.
     pub wire_len: u32,
     /// Number of segments.
     pub gso_segs: u32,
-    pad_4: [u32; 2],
+    #[doc(hidden)]
+    pub pad_4: [u32; 2],
     /// Payload of a segment, in octets; 0: not GSO.
     pub gso_size: u32,
-    pad_5: u32,
-    pad_6: [u32; 2],
+    #[doc(hidden)]
+    pub pad_5: u32,
+    #[doc(hidden)]
+    pub pad_6: [u32; 2],
 }
 // SAFETY: integers without a gap: `tstamp` is at offset 152, a multiple of 8, and
 // the size is one too. The test below asks the C compiler.

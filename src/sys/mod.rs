@@ -5,6 +5,9 @@
 pub mod abi;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod bpf;
+#[cfg(test)]
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
