@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_ulong, CStr};
+use std::fs;
 use std::io;
 use std::sync::Once;
 
@@ -52,11 +53,37 @@ pub(super) fn listen() {
 /// An error of libbpf: what could not be done, the system's cause, and what libbpf
 /// or the kernel's verifier said about it first. `code` is libbpf's negative errno.
 pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
-    let cause = io::Error::from_raw_os_error(code.saturating_abs());
-    match complaint() {
-        Some(complaint) => Error::os(what, io::Error::other(format!("{cause}: {complaint}"))),
-        None => Error::os(what, cause),
+    let errno = code.saturating_abs();
+    let cause = io::Error::from_raw_os_error(errno);
+    // The verifier refuses programs of those who lack CAP_PERFMON with reasons that do
+    // not name it, and libbpf guesses at others when bpf(2) is not allowed at all.
+    let lacking = fs::read_to_string("/proc/self/status")
+        .ok()
+        .filter(|_| errno == libc::EPERM || errno == libc::EACCES)
+        .and_then(|status| lacking_capabilities(&status));
+    let reasons: Vec<String> = match lacking {
+        Some(lacking) if errno == libc::EPERM => vec![lacking],
+        lacking => complaint().into_iter().chain(lacking).collect(),
+    };
+    if reasons.is_empty() {
+        return Error::os(what, cause);
     }
+    Error::os(what, io::Error::other(format!("{cause}: {}", reasons.join(": "))))
+}
+
+/// Which capabilities (capabilities(7)) for eBPF on interfaces the process of that
+/// /proc/PID/status lacks, as a sentence.
+fn lacking_capabilities(status: &str) -> Option<String> {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let has = u64::from_str_radix(line.trim(), 16).ok()?;
+    let needed = [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
+    let lacking: Vec<&str> = needed
+        .into_iter()
+        .filter(|(bit, _)| has & 1 << bit == 0 && (*bit == 12 || has & SYS_ADMIN == 0))
+        .map(|(_, name)| name)
+        .collect();
+    (!lacking.is_empty()).then(|| format!("glowd lacks {}", lacking.join(", ")))
 }
 
 unsafe extern "C" fn print(
@@ -147,5 +174,18 @@ mod tests {
             )
         );
         assert_eq!(complaint_of(&[]), None);
+    }
+
+    #[test]
+    fn lacking_capabilities_are_named() {
+        let lacking = |bits: &str| {
+            lacking_capabilities(&format!("CapPrm:\t0\nCapEff:\t{bits}\nCapBnd:\t0\n"))
+        };
+        assert_eq!(lacking("000001ffffffffff"), None, "root");
+        assert_eq!(lacking("000000c000001000"), None, "the three");
+        assert_eq!(lacking("0000000000201000"), None, "before there was CAP_BPF");
+        assert_eq!(lacking("0000008000001000").as_deref(), Some("glowd lacks CAP_PERFMON"));
+        let all = "glowd lacks CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
+        assert_eq!(lacking("0000000000000000").as_deref(), Some(all));
     }
 }
