@@ -1,163 +1,18 @@
 //! The HTTP API: a real server, dispatcher and clients on loopback.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
-use std::thread::{self, JoinHandle};
+#![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
+
+mod client;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use glowd::dispatcher::{Dispatcher, Inlet};
-use glowd::entropy::EntropyKey;
-use glowd::plugins::api::{Server, Settings};
-use glowd::shutdown::{stop_token, Stopper};
-use serde_json::{json, Value};
+use glowd::plugins::api::Settings;
+use serde_json::json;
 
-/// Nothing here takes that long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Api {
-    address: SocketAddr,
-    inlet: Inlet,
-    stopper: Option<Stopper>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Api {
-    fn start(ip: impl Into<IpAddr>, settings: Settings, max_flows: u32) -> Self {
-        let server = Server::bind(SocketAddr::new(ip.into(), 0), settings).unwrap();
-        let address = server.address();
-        let (stopper, stop) = stop_token().unwrap();
-        let (dispatcher, inlet) = Dispatcher::new(max_flows, EntropyKey::of_this_boot());
-        let out = inlet.for_source("api");
-        let threads = vec![
-            thread::spawn(|| dispatcher.run()),
-            thread::spawn(move || server.serve(&out, &stop).unwrap()),
-        ];
-        Api { address, inlet, stopper: Some(stopper), threads }
-    }
-
-    fn new() -> Self {
-        Api::start(Ipv4Addr::LOCALHOST, Settings::default(), 100_000)
-    }
-
-    fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Client { stream, pending: Vec::new() }
-    }
-
-    /// Sends a request on a connection of its own.
-    fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
-        self.connect().ask(method, path, body)
-    }
-
-    fn get(&self, path: &str) -> Value {
-        let answer = self.ask("GET", path, "");
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.json()
-    }
-
-    fn post(&self, body: &str) -> Answer {
-        self.ask("POST", "/flow", body)
-    }
-}
-
-impl Drop for Api {
-    fn drop(&mut self) {
-        drop(self.stopper.take());
-        // The dispatcher ends when the last inlet is gone.
-        let (_, unused) = Dispatcher::new(0, EntropyKey::of_this_boot());
-        self.inlet = unused;
-        for thread in self.threads.drain(..) {
-            let result = thread.join();
-            if !thread::panicking() {
-                result.expect("a thread of the API panicked");
-            }
-        }
-    }
-}
-
-struct Client {
-    stream: TcpStream,
-    pending: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    }
-}
-
-impl Client {
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
-    }
-
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
-        let length = body.len();
-        self.send(format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
-        ));
-        self.answer_to(method)
-    }
-
-    fn answer(&mut self) -> Answer {
-        self.answer_to("GET")
-    }
-
-    fn answer_to(&mut self, method: &str) -> Answer {
-        let end = loop {
-            if let Some(at) = self.pending.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at + 4;
-            }
-            assert!(self.more(), "closed in a head: {:?}", self.pending);
-        };
-        let body = self.pending.split_off(end);
-        let head = String::from_utf8(std::mem::replace(&mut self.pending, body)).unwrap();
-        let status = head[9..12].parse().unwrap();
-        let mut answer = Answer { status, head, body: Vec::new() };
-        if status == 100 {
-            return answer;
-        }
-        assert_eq!(answer.header("Content-Type"), Some("application/json"));
-        let length = answer.header("Content-Length").unwrap().parse().unwrap();
-        if method != "HEAD" {
-            while self.pending.len() < length {
-                assert!(self.more(), "closed in a body");
-            }
-            let rest = self.pending.split_off(length);
-            answer.body = std::mem::replace(&mut self.pending, rest);
-        }
-        answer
-    }
-
-    fn more(&mut self) -> bool {
-        let mut bytes = [0; 65536];
-        let count = self.stream.read(&mut bytes).unwrap();
-        self.pending.extend_from_slice(&bytes[..count]);
-        count > 0
-    }
-
-    /// Waits until the server has closed the connection, after no further answer.
-    fn closed(&mut self) {
-        assert_eq!(self.pending, [0; 0]);
-        match self.stream.read(&mut [0; 100]) {
-            Ok(count) => assert_eq!(count, 0),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-        }
-    }
-}
+use client::{Api, PATIENCE};
 
 fn flow(state: &str, port: u16) -> String {
     format!(
