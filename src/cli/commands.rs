@@ -69,7 +69,7 @@ pub(super) fn man(args: &Args) -> Result<()> {
             return Err(Error::usage(format!("{more:?} is too much: \"man\" takes one page")));
         }
     };
-    match man::PAGES.iter().find(|page| page.name == name) {
+    match man::PAGES.iter().find(|page| page.name == name || page.file == name) {
         Some(page) => print(&page.text()),
         None => {
             let hint = match nearest(name, pages()) {

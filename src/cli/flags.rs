@@ -108,8 +108,8 @@ pub static COMMANDS: &[Command] = &[
         name: "marker clean",
         operand: None,
         doc: "Remove the packet filters that a killed glowd left behind, and nothing else. It is \
-              not needed for a new start, which replaces them. Do not use it while a glowd marks \
-              on these interfaces.",
+              not needed for a new start, which replaces them. Where a glowd is at work, nothing \
+              is touched and that is an error.",
         run: commands::marker_clean,
     },
     Command {
