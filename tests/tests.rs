@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 mod api;
 mod cli;
+// Without the marker nobody needs namespaces and captures.
+#[cfg_attr(not(feature = "ebpf"), allow(dead_code, unused_imports))]
 mod common;
 mod config;
 mod firefly;
