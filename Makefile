@@ -21,6 +21,7 @@ run: build ## build the daemon and run it in the foreground with ./conf.json
 demo: deps-test ## show a marked transfer between two network namespaces (root)
 	$(CARGO) build --locked --bin glowd --example demo
 	target/debug/examples/demo
+	target/debug/examples/demo
 
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test

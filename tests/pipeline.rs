@@ -15,9 +15,6 @@ use serde_json::{json, Value};
 
 use crate::common::{free_port, wait_for, Daemon};
 
-/// A warning that is due without a collector.
-const NO_BACKEND: &str = "backends: there is none";
-
 /// Pipe and API, and a firefly backend that sends to `collector` only.
 fn config(collector: Option<u16>) -> Value {
     let mut config = json!({
@@ -90,7 +87,7 @@ fn a_burst_of_100_000_lines_loses_none() {
     let lines: String = (0..100_000).map(|n| line("end", n)).collect();
     daemon.write(&lines);
     wait_for("no flow", || (open_flows(&daemon) == 0).then_some(()));
-    daemon.stop(&[NO_BACKEND]);
+    daemon.stop(&[]);
 }
 
 /// 10,000 times a start and, 10 us later, its end: no flow stays open, and both
@@ -159,7 +156,7 @@ fn sigusr1_logs_the_counters() {
     for part in ["2 open", "2 started", "1 repeated", "1 ends of unknown flows"] {
         assert!(report.contains(part), "{part:?} in {report}");
     }
-    daemon.stop(&[NO_BACKEND]);
+    daemon.stop(&[]);
 }
 
 /// Each failure has its exit status and one line that names the place.

@@ -2,6 +2,7 @@
 //! thread that decodes what arrives, in order.
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
@@ -93,6 +94,12 @@ impl Capture {
     /// How many packets have arrived so far.
     pub(crate) fn count(&self) -> usize {
         self.arrived.packets.lock().expect("no panic").len()
+    }
+
+    /// Those of these numbers.
+    #[allow(dead_code)] // the demo shows packets while more arrive
+    pub(crate) fn packets(&self, numbers: Range<usize>) -> Vec<Packet> {
+        self.arrived.packets.lock().expect("no panic")[numbers].to_vec()
     }
 
     /// Waits until one of the packets from number `from` on is `wanted`, for up to
