@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ pub(crate) fn rows() {
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     latency();
     pipe_throughput();
+    echo();
     for connections in [1, 4] {
         post(connections);
     }
@@ -102,6 +103,33 @@ fn wait_for_flows(daemon: &Daemon, flows: u32) {
         assert!(Instant::now() < deadline, "flows were lost");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// The floor under the API's figures: a thread that sends back what it gets.
+fn echo() {
+    const TURNS: u32 = 30_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut buffer = [0; 256];
+        while stream.read_exact(&mut buffer).is_ok() {
+            stream.write_all(&buffer).unwrap();
+        }
+    });
+    let before = Instant::now();
+    for _ in 0..TURNS {
+        let mut buffer = [0; 256];
+        client.write_all(&buffer).unwrap();
+        client.read_exact(&mut buffer).unwrap();
+    }
+    let rate = f64::from(TURNS) / before.elapsed().as_secs_f64();
+    drop(client);
+    server.join().unwrap();
+    let measured = format!("{:.1}k", rate / 1000.0);
+    row("a bare TCP echo per second, one connection, for comparison", measured, "");
 }
 
 fn post(connections: u32) {
