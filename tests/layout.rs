@@ -92,3 +92,13 @@ fn the_changelog_knows_this_version() {
     let heading = heading.expect("a section for each version");
     assert!(heading.contains(version), "{heading:?} is not {version}");
 }
+
+/// src/plugins/mod.rs and src/backends/mod.rs compile and run the same files.
+#[test]
+fn the_worked_example_is_the_code_that_is_tested() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    for file in ["standing.rs", "ledger.rs"] {
+        let code = fs::read_to_string(root().join("tests/data/example").join(file)).unwrap();
+        assert!(text.contains(&format!("```rust\n{code}```\n")), "{file} is not in it as it is");
+    }
+}

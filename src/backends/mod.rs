@@ -24,3 +24,31 @@ pub type Spec = part::Spec<dyn Backend>;
 
 /// All backends, in the order of the documentation.
 pub const ALL: &[&Spec] = &[&marker::SPEC, &firefly::SPEC];
+
+/// The example of CONTRIBUTING.md, which has to compile and to work.
+#[cfg(test)]
+#[path = "../../tests/data/example/ledger.rs"]
+mod ledger;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Section;
+    use crate::dispatcher::Dispatcher;
+    use crate::entropy::EntropyKey;
+    use crate::part::Context;
+
+    #[test]
+    fn the_example_runs_until_its_queue_hangs_up() {
+        let spec = &ledger::SPEC;
+        let values = spec.keys.iter().map(|key| (key.name, key.default_value().unwrap()));
+        let section = Section::new("backends.ledger", values.collect());
+        let backend = (spec.build)(&section, &Context { max_flows: 1 }).unwrap();
+        let (mut dispatcher, inlet) = Dispatcher::new(1, EntropyKey::of_this_boot());
+        let queue = dispatcher.attach("test");
+        inlet.report();
+        drop(inlet);
+        dispatcher.run();
+        backend.run(queue).unwrap();
+    }
+}

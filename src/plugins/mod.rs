@@ -23,3 +23,40 @@ pub type Spec = part::Spec<dyn Plugin>;
 
 /// All plugins, in the order of the documentation.
 pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC];
+
+/// The example of CONTRIBUTING.md, which has to compile and to work.
+#[cfg(test)]
+#[path = "../../tests/data/example/standing.rs"]
+mod standing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Section;
+    use crate::dispatcher::{Dispatcher, Event};
+    use crate::entropy::EntropyKey;
+    use crate::part::Context;
+    use crate::shutdown::stop_token;
+    use std::thread;
+
+    #[test]
+    fn the_example_opens_its_flow_and_closes_it() {
+        let spec = &standing::SPEC;
+        let values = spec.keys.iter().map(|key| (key.name, key.default_value().unwrap()));
+        let section = Section::new("plugins.standing", values.collect());
+        let context = Context { max_flows: 1 };
+        let plugin = (spec.build)(&section, &context).unwrap();
+        let (mut dispatcher, inlet) = Dispatcher::new(1, EntropyKey::of_this_boot());
+        let queue = dispatcher.attach("test");
+        let (stopper, stop) = stop_token().unwrap();
+        let hub = thread::spawn(|| dispatcher.run());
+        let worker = thread::spawn(|| plugin.run(inlet, stop));
+        let start = queue.recv().unwrap();
+        assert!(matches!(&start[..], [Event::Start(flow)] if flow.tag.experiment() == 1));
+        drop(stopper);
+        let end = queue.recv().unwrap();
+        assert!(matches!(&end[..], [Event::End(..)]));
+        worker.join().unwrap().unwrap();
+        hub.join().unwrap();
+    }
+}
