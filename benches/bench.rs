@@ -13,9 +13,17 @@ fn main() {
     let root = nix::unistd::geteuid().is_root();
     assert!(root, "needs root, for eBPF and a network namespace of its own");
     row("what", "measured".into(), "to reach");
-    data_path::rows();
-    control::rows();
+    let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for (name, rows) in [data_path::SECTIONS, control::SECTIONS].concat() {
+        if named.is_empty() || named.iter().any(|wanted| wanted == name) {
+            rows();
+        }
+    }
 }
+
+/// Some rows of the table, and the name that asks for them alone:
+/// `cargo bench --bench bench -- api pipe`.
+type Section = (&'static str, fn());
 
 /// Prints a row of the table.
 fn row(what: &str, measured: String, reach: &str) {

@@ -19,21 +19,26 @@ use crate::{percentile, row};
 const DST: &str = "2001:db8::2";
 const DST_PORT: u16 = 1094;
 
-pub(crate) fn rows() {
-    // So that nothing of the host is touched; children inherit it.
+pub(crate) const SECTIONS: &[crate::Section] = &[
+    ("latency", latency),
+    ("pipe", pipe_throughput),
+    ("api", api),
+    ("firefly", fireflies),
+    ("start", start_and_stop),
+    ("memory", memory),
+];
+
+/// So that nothing of the host is touched; children inherit it.
+fn in_own_network() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-    latency();
-    pipe_throughput();
+}
+
+fn api() {
+    in_own_network();
     echo();
-    for connections in [1, 4] {
-        post(connections);
-    }
-    fireflies();
-    start_and_stop();
-    memory();
-    let size = fs::metadata(env!("CARGO_BIN_EXE_glowd")).unwrap().len() as f64 / 1e6;
-    row("binary, stripped (dynamic glibc)", format!("{size:.2} MB"), "<= 2 MB static");
+    post(1);
+    post(4);
 }
 
 /// Source of the flow of that number.
@@ -53,6 +58,7 @@ fn marker() -> Value {
 }
 
 fn latency() {
+    in_own_network();
     let daemon = Daemon::start(marker());
     let flows: Map<FlowKey, FlowValue> = Map::newest("flows").unwrap();
     let mut pipe = OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
@@ -81,6 +87,7 @@ fn latency() {
 
 fn pipe_throughput() {
     const LINES: u32 = 600_000;
+    in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {}, "maxFlows": LINES});
     let text: String = (0..LINES).map(|flow| line("start", flow)).collect();
     for chunk in [199, 4096, 1_000_000] {
@@ -184,6 +191,7 @@ fn complete(response: &[u8]) -> bool {
 
 fn fireflies() {
     const FIREFLIES: u32 = 200_000;
+    in_own_network();
     let sink = UdpSocket::bind("[::1]:0").unwrap();
     setsockopt(&sink, sockopt::RcvBufForce, &(256 << 20)).unwrap();
     sink.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -207,6 +215,7 @@ fn fireflies() {
 }
 
 fn start_and_stop() {
+    in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
     let (mut starts, mut stops) = (Vec::new(), Vec::new());
     for _ in 0..15 {
@@ -221,6 +230,7 @@ fn start_and_stop() {
 
 fn memory() {
     const FLOWS: u32 = 50_000;
+    in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
     let daemon = Daemon::start(config);
     row("resident memory, idle", format!("{:.1} MB", daemon.resident()), "<= 3 MB (flowd-go 24)");
@@ -229,4 +239,6 @@ fn memory() {
     wait_for_flows(&daemon, FLOWS);
     let measured = format!("{:.1} MB", daemon.resident());
     row("resident memory, 50,000 flows", measured, "<= 16 MB (flowd-go 36)");
+    let size = fs::metadata(env!("CARGO_BIN_EXE_glowd")).unwrap().len() as f64 / 1e6;
+    row("binary, stripped (dynamic glibc)", format!("{size:.2} MB"), "<= 2 MB static");
 }

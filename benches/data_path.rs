@@ -16,7 +16,9 @@ use packet::{Packet, DST, SRC, TCP};
 const FLOWS: u32 = 50_000;
 const FLOW: FlowValue = FlowValue { label: 0xD0143, experiment: 2, activity: 16, flags: 0 };
 
-pub(crate) fn rows() {
+pub(crate) const SECTIONS: &[crate::Section] = &[("marker", rows)];
+
+fn rows() {
     let dir = tempfile::tempdir().unwrap();
     let empty = empty(dir.path());
     let empty = empty.program("empty").unwrap();
