@@ -333,13 +333,15 @@ fn the_committed_pages_are_those_that_the_tables_make() {
     assert_eq!(printed(&["man"]), printed(&["man", "glowd"]));
 }
 
+/// What somebody sees who built it for an old system.
+#[cfg(not(feature = "ebpf"))]
 #[test]
-fn mandoc_finds_nothing_wrong_with_the_pages() {
+fn without_ebpf_the_marker_refuses() {
     let dir = tempfile::tempdir().unwrap();
-    for page in glowd::cli::man::PAGES {
-        let path = file(dir.path(), page.file, &page.text());
-        let lint = Command::new("mandoc").args(["-T", "lint", "-W", "warning", &path]).output();
-        let lint = lint.expect("mandoc, which README lists among what the tests need");
-        assert!(lint.status.success() && lint.stdout.is_empty(), "{}", out(&lint));
-    }
+    let text = r#"{"pidPath": "", "plugins": {}, "backends": {"marker": {}}}"#;
+    let conf = file(dir.path(), "conf.json", text);
+    let run = run(&["--conf", &conf, "run"]);
+    assert_eq!(run.status.code(), Some(78), "{}", err(&run));
+    assert!(err(&run).contains("backends.marker: "), "{}", err(&run));
+    assert!(err(&run).contains("ebpf"), "{}", err(&run));
 }

@@ -7,4 +7,5 @@ mod bulk;
 mod harness;
 mod life;
 mod packets;
+mod privilege;
 mod rig;

@@ -38,6 +38,31 @@ pub(crate) struct Daemon {
     notified: UnixDatagram,
 }
 
+/// An unprivileged user who has these capabilities and cannot get others, as
+/// setpriv(1) names them: what a systemd unit with AmbientCapabilities gives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nobody(pub(crate) &'static str);
+
+impl Nobody {
+    const ID: u32 = 65_534;
+
+    /// The command that becomes glowd; the user gets the folder and its own copy of
+    /// the binary, which may be in somebody's home.
+    fn command(self, dir: &TempDir, socket: &Path) -> Command {
+        let binary = dir.path().join("glowd");
+        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("a copy of glowd");
+        for path in [dir.path(), socket, &dir.path().join("conf.json")] {
+            std::os::unix::fs::chown(path, Some(Self::ID), Some(Self::ID)).expect("chown");
+        }
+        let id = Self::ID.to_string();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
+        command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
+        command.args(["--bounding-set", self.0]).arg(binary);
+        command
+    }
+}
+
 /// How a daemon ended that never became ready.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -58,33 +83,47 @@ impl Daemon {
     }
 
     /// The same, where it may fail.
-    pub(crate) fn try_start(
+    pub(crate) fn try_start(config: Value, namespace: Option<&Namespace>) -> Result<Self, Failure> {
+        Self::try_start_as(config, namespace, None)
+    }
+
+    /// The same as an unprivileged user with a few capabilities. Root.
+    pub(crate) fn try_start_as(
         mut config: Value,
         namespace: Option<&Namespace>,
+        user: Option<Nobody>,
     ) -> Result<Self, Failure> {
         let dir = tempfile::tempdir().expect("a folder");
         complete(&mut config, dir.path());
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        Self::launch(Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
+        Self::launch(Arc::new(dir), u16::try_from(api).expect("a port"), namespace, user)
     }
 
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: &Namespace) {
         self.end_by(Signal::SIGKILL);
-        let next = Self::launch(self.dir.clone(), self.api, Some(namespace));
+        let next = Self::launch(self.dir.clone(), self.api, Some(namespace), None);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));
     }
 
     /// Starts it with the conf.json of `dir`.
-    fn launch(dir: Arc<TempDir>, api: u16, namespace: Option<&Namespace>) -> Result<Self, Failure> {
+    fn launch(
+        dir: Arc<TempDir>,
+        api: u16,
+        namespace: Option<&Namespace>,
+        user: Option<Nobody>,
+    ) -> Result<Self, Failure> {
         let conf = dir.path().join("conf.json");
         let socket = dir.path().join("notify");
         // Left by the one before.
         let _ = std::fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).expect("a notify socket");
         let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        if let Some(user) = user {
+            command = user.command(&dir, &socket);
+        }
         command.arg("--conf").arg(&conf).args(["--log-level", "debug", "run"]);
         command.env("NOTIFY_SOCKET", &socket).env_remove("INVOCATION_ID");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -55,15 +55,17 @@ fn every_packet_is_marked(strategy: Strategy, attach: &str, mtu: u32, offload: O
     assert_eq!(labels.len(), 1, "the entropy is constant");
     assert!(during[0].tcp_flags & SYN != 0, "the SYN is the first: {}", during[0]);
 
-    let mut highest = None;
+    let mut sent = None;
     for packet in during.iter().filter(|packet| packet.data_length > 0) {
         let wanted = EF | ECT_0;
         // Only what is sent again may be without ECT (RFC 3168 section 6.1.5).
-        let again = highest.is_some_and(|highest| !later(packet.sequence, highest));
+        let again = sent.is_some_and(|sent| later(sent, packet.sequence));
         let class = packet.traffic_class;
         assert!(class == wanted || again && class == EF, "traffic class: {packet}");
-        if !again {
-            highest = Some(packet.sequence);
+        let length = u32::try_from(packet.data_length).expect("small");
+        let end = packet.sequence.wrapping_add(length);
+        if sent.is_none_or(|sent| later(end, sent)) {
+            sent = Some(end);
         }
     }
     assert!(during.iter().all(|packet| packet.traffic_class & 0xfc == EF), "DSCP");

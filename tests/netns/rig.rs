@@ -6,7 +6,9 @@ use std::net::{SocketAddrV6, UdpSocket};
 use serde_json::{json, Value};
 
 use crate::common::packet::{Packet, DESTINATION, HOP_BY_HOP, UDP};
-use crate::common::{udp, v6, wait_for, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE, THERE};
+use crate::common::{
+    udp, v6, wait_for, Capture, Daemon, Nobody, Pair, DEVICE, HERE, PATIENCE, THERE,
+};
 
 /// The bits of a label that say the tag, and those that are entropy.
 const TAG_BITS: u32 = 0x3_fefc;
@@ -143,12 +145,23 @@ impl Rig {
 
     /// On hosts that were prepared.
     pub(crate) fn on(pair: Pair, strategy: Strategy, attach: &str) -> Self {
+        Self::on_as(pair, strategy, attach, None)
+    }
+
+    /// The same, with a daemon that is not root.
+    pub(crate) fn on_as(
+        pair: Pair,
+        strategy: Strategy,
+        attach: &str,
+        user: Option<Nobody>,
+    ) -> Self {
         let marker = json!({
             "targetInterfaces": [DEVICE],
             "markingStrategy": strategy.name(),
             "attach": attach,
         });
-        let daemon = Daemon::start_in(&pair.here, config(&marker));
+        let daemon = Daemon::try_start_as(config(&marker), Some(&pair.here), user);
+        let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));
         let capture = Capture::start(&pair.there, DEVICE);
         let sink = udp(&pair.there, v6(THERE, PROBE.1), v6(HERE, PROBE.0));
         let probe = udp(&pair.here, v6(HERE, PROBE.0), v6(THERE, PROBE.1));

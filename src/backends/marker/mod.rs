@@ -119,10 +119,10 @@ fn check(section: &Section) -> Vec<String> {
     let names = section.list("targetInterfaces");
     let mut problems = Vec::new();
     if names.is_empty() {
-        problems.push("targetInterfaces is empty; name at least one interface".into());
+        problems.push("targetInterfaces: empty; name at least one interface".into());
     }
     if names.iter().any(String::is_empty) {
-        problems.push("targetInterfaces contains an empty name".into());
+        problems.push("targetInterfaces: contains an empty name".into());
     }
     for (at, name) in names.iter().enumerate() {
         if !name.is_empty() && names[..at].contains(name) {

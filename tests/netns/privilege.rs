@@ -1,0 +1,41 @@
+//! The daemon as the unprivileged user that the RPM will make (decision 10).
+
+use super::rig::{config, each, is_marked, line, of, Rig, ATLAS, STRATEGIES};
+use crate::common::packet::UDP;
+use crate::common::{skip_unless_root, udp, v6, Daemon, Nobody, Pair, DEVICE, HERE, THERE};
+
+const UNIT: Nobody = Nobody("-all,+bpf,+net_admin,+perfmon");
+
+#[test]
+fn three_capabilities_are_enough() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in STRATEGIES {
+        for attach in ["tcx", "clsact"] {
+            let mut rig = Rig::on_as(Pair::new(), strategy, attach, Some(UNIT));
+            let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
+            let (socket, sink) = (udp(&rig.pair.here, from, to), udp(&rig.pair.there, to, from));
+            rig.obey(&line(true, "udp", from, to, ATLAS));
+            (0..9).for_each(|_| assert_eq!(socket.send(&[7; 100]).expect("to send"), 100));
+            (0..9).for_each(|_| assert_eq!(sink.recv(&mut [0; 200]).expect("a datagram"), 100));
+            let packets = rig.finish();
+            let flow = packets.iter().filter(of(UDP, 40_000, 5001));
+            assert_eq!(each(flow, |packet| is_marked(packet, strategy, ATLAS)), 9);
+        }
+    }
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let marker = serde_json::json!({ "targetInterfaces": [DEVICE] });
+    let user = Some(Nobody("-all,+net_admin,+perfmon"));
+    let failure = Daemon::try_start_as(config(&marker), Some(&pair.here), user).err();
+    let failure = failure.expect("it cannot load programs");
+    assert_eq!(failure.status.code(), Some(71), "{}", failure.log);
+    assert!(failure.log.contains("CAP_BPF"), "{}", failure.log);
+}
