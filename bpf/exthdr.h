@@ -15,13 +15,17 @@
 /* Option type of RFC 4727: skip if unknown, does not change en route. */
 #define OPTION_TYPE 0x1e
 #define OPTION_LEN 3
+#define OPTION_PADN 1
 /* One header: next header, length 0, the option, Pad1. */
 #define EXTHDR_LEN 8
 
 /* RFC 8200 section 5: every link carries this much. */
 #define IPV6_MIN_MTU 1280
 
-/* Kept free for a VLAN tag, so that putting it back cannot fail. */
+/*
+ * Kept free in front of a packet for a VLAN tag, so that putting it back needs no
+ * memory. A multiple of 8, see grow_and_write().
+ */
 #define SPARE 8
 
 struct {
@@ -55,12 +59,21 @@ static __always_inline __u32 interface_mtu(struct __sk_buff *skb, __u8 check_mtu
 }
 
 /*
+ * How a packet is to grow: the flags of bpf_skb_adjust_room, and those to try if
+ * the kernel says no (the same: there is nothing else to try).
+ */
+struct growth {
+	__u64 flags;
+	__u64 otherwise;
+};
+
+/*
  * Whether the packet can take the strategy's headers. Returns UNMARKED_REASONS if
- * so, and in @gso_flags how its segments are to grow; else the reason.
+ * so, else the reason.
  */
 static __always_inline enum unmarked_reason
 decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flags,
-	      const volatile struct settings *settings, __u64 *gso_flags)
+	      const volatile struct settings *settings, struct growth *growth)
 {
 	__u32 len = room(settings->strategy), gso_size = skb->gso_size;
 	__u32 size, mtu;
@@ -100,17 +113,27 @@ decide_growth(struct __sk_buff *skb, const struct packet *packet, __u8 flow_flag
 	mtu = interface_mtu(skb, settings->check_mtu);
 	if (!mtu)
 		return UNMARKED_KERNEL;
-	if (size + len <= mtu) {
-		/* Segments stay as large as TCP, or the sender of UDP, made them. */
-		*gso_flags = gso_size ? BPF_F_ADJ_ROOM_FIXED_GSO : 0;
+
+	growth->flags = 0;
+	growth->otherwise = 0;
+	if (!gso_size)
+		return size + len <= mtu ? UNMARKED_REASONS : UNMARKED_MTU;
+	/* It must stay well above 0 when it is lowered. */
+	if (gso_size <= 4 * EXTHDR_LEN)
+		return UNMARKED_GSO;
+	/* Segments stay as large as TCP made them, or become smaller. */
+	if (packet->protocol == IPPROTO_TCP) {
+		if (size + len <= mtu)
+			growth->flags = growth->otherwise = BPF_F_ADJ_ROOM_FIXED_GSO;
 		return UNMARKED_REASONS;
 	}
-	if (!gso_size)
-		return UNMARKED_MTU;
-	/* TCP can be cut into smaller segments, a datagram must not be cut. */
-	if (packet->protocol != IPPROTO_TCP || gso_size <= 4 * EXTHDR_LEN)
-		return UNMARKED_GSO;
-	*gso_flags = 0;
+	/*
+	 * A tunnel's UDP may carry segments of TCP, which gso_size then speaks of,
+	 * and which can become smaller. For datagrams, which cannot, the kernel says
+	 * no to that before it changes anything.
+	 */
+	if (size + len <= mtu)
+		growth->otherwise = BPF_F_ADJ_ROOM_FIXED_GSO;
 	return UNMARKED_REASONS;
 }
 
@@ -128,58 +151,77 @@ static __always_inline void fill_header(__u8 *header, __u8 next,
 	header[7] = 0;		/* Pad1 */
 }
 
+/* Lets the packet grow by @len behind the IPv6 header. 0; or -1: it is as it was. */
+static __always_inline int grow(struct __sk_buff *skb, __u32 len, __u64 flags)
+{
+	__u32 before = skb->len;
+
+	if (bpf_skb_adjust_room(skb, len, BPF_ADJ_ROOM_NET, flags) == 0)
+		return 0;
+	/* From 6.11 on, it may have grown and failed only after that. */
+	if (skb->len != before)
+		bpf_skb_adjust_room(skb, -(int)len, BPF_ADJ_ROOM_NET, flags);
+	return -1;
+}
+
 /* The IPv6 header from its payload length on, and what is inserted behind it. */
 struct rewritten {
 	__be16 payload_len;
 	__u8 next_header;
 	__u8 hop_limit;
 	__u8 addresses[32];
-	__u8 headers[2 * EXTHDR_LEN];
+	__u8 headers[2 * EXTHDR_LEN + SPARE];
 };
 
 /*
  * Grows the packet behind the IPv6 header at @network and writes the headers, in
- * one piece. @spare octets stay free in front of the packet. Returns 0; or -1, and
- * the packet is as it was.
+ * one piece. @spare octets (0 or SPARE) stay free in front of the packet. Returns
+ * 0; or -1, and the packet is as it was.
  */
 static __always_inline int grow_and_write(struct __sk_buff *skb, __u32 network,
 					  const struct flow_key *key,
 					  const struct packet *packet,
 					  const struct flow_value *flow, __u8 strategy,
-					  __u64 gso_flags, __u32 spare)
+					  const struct growth *growth, __u32 spare)
 {
-	__u32 len = room(strategy);
-	struct rewritten new = {
-		.payload_len = bpf_htons(packet->payload_len + len),
-		.hop_limit = packet->hop_limit,
-	};
+	__u32 len = room(strategy), pad = 0;
+	__u64 flags = growth->flags;
+	struct rewritten new = { .hop_limit = packet->hop_limit };
+	__u8 *last = new.headers + len - EXTHDR_LEN;
+
+	/*
+	 * Puts the headers in one piece and makes them ours to write, also after
+	 * they have moved; or fails while nothing is changed.
+	 */
+	if (bpf_skb_pull_data(skb, network + IPV6_LEN) < 0)
+		return -1;
+	if (grow(skb, len + spare, flags) < 0) {
+		if (growth->otherwise == flags)
+			return -1;
+		flags = growth->otherwise;
+		if (grow(skb, len + spare, flags) < 0)
+			return -1;
+	}
+	/* It is a copy that may have to be made for this; without memory for it the
+	 * room becomes padding. */
+	if (spare && bpf_skb_adjust_room(skb, -(int)spare, BPF_ADJ_ROOM_NET, flags) < 0)
+		pad = spare;
 
 	__builtin_memcpy(new.addresses, key->src, sizeof(new.addresses));
-	switch (strategy) {
-	case STRATEGY_HOP_BY_HOP:
-		new.next_header = NEXT_HOP_BY_HOP;
-		fill_header(new.headers, packet->next_header, flow);
-		break;
-	case STRATEGY_DESTINATION:
-		new.next_header = NEXT_DESTINATION;
-		fill_header(new.headers, packet->next_header, flow);
-		break;
-	default:
-		new.next_header = NEXT_HOP_BY_HOP;
+	new.payload_len = bpf_htons(packet->payload_len + len + pad);
+	new.next_header = strategy == STRATEGY_DESTINATION ? NEXT_DESTINATION : NEXT_HOP_BY_HOP;
+	if (strategy == STRATEGY_HOP_BY_HOP_DESTINATION)
 		fill_header(new.headers, NEXT_DESTINATION, flow);
-		fill_header(new.headers + EXTHDR_LEN, packet->next_header, flow);
+	fill_header(last, packet->next_header, flow);
+	if (pad) {
+		last[1] = SPARE / 8;
+		last[7] = OPTION_PADN;
+		last[8] = SPARE - 1;
 	}
-
-	if (bpf_skb_adjust_room(skb, len + spare, BPF_ADJ_ROOM_NET, gso_flags) < 0)
-		return -1;
-	if (spare && bpf_skb_adjust_room(skb, -(int)spare, BPF_ADJ_ROOM_NET, gso_flags) < 0) {
-		bpf_skb_adjust_room(skb, -(int)(len + spare), BPF_ADJ_ROOM_NET, gso_flags);
-		return -1;
-	}
-	/* The grown packet is ours alone and its headers are in one piece. */
 	if (bpf_skb_store_bytes(skb, network + IPV6_PAYLOAD_LEN, &new,
-				IPV6_LEN - IPV6_PAYLOAD_LEN + len, 0) < 0) {
-		bpf_skb_adjust_room(skb, -(int)len, BPF_ADJ_ROOM_NET, gso_flags);
+				IPV6_LEN - IPV6_PAYLOAD_LEN + len + pad,
+				BPF_F_RECOMPUTE_CSUM) < 0) {
+		bpf_skb_adjust_room(skb, -(int)(len + pad), BPF_ADJ_ROOM_NET, flags);
 		return -1;
 	}
 	return 0;
@@ -189,37 +231,33 @@ static __always_inline int grow_and_write(struct __sk_buff *skb, __u32 network,
  * The same for a packet with VLAN tags in its data. The kernel grows only what
  * it sees as IPv6, so the tags have to go beside the data first: popping the
  * outermost one moves the next one there too. Afterwards the outermost one is
- * pushed back, for which grow_and_write() has kept room: nothing of it can fail
- * for want of memory once the packet is ours alone.
+ * pushed back, for which grow_and_write() has kept room.
  */
 static __always_inline int insert_behind_tags(struct __sk_buff *skb,
 					      const struct flow_key *key,
 					      const struct packet *packet,
 					      const struct flow_value *flow, __u8 strategy,
-					      __u64 gso_flags)
+					      const struct growth *growth)
 {
-	__be16 tag[2], protocol;
-	__u16 tci;
+	struct {
+		__u8 addresses[12];
+		__be16 tag[3];	/* EtherType, TCI, the next EtherType */
+	} ether;
+	__u32 protocol = skb->vlan_proto, tci = skb->vlan_tci;
 	int result;
 
-	if (skb->vlan_present) {
-		protocol = skb->vlan_proto;
-		tci = skb->vlan_tci;
-	} else {
-		protocol = skb->protocol;
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, tag, sizeof(tag)) < 0)
-			return -1;
-		tci = bpf_ntohs(tag[0]);
-	}
-	/* Makes the headers ours alone, or fails while nothing is changed. */
-	if (bpf_skb_load_bytes(skb, 0, tag, sizeof(tag)) < 0 ||
-	    bpf_skb_pull_data(skb, packet->transport) < 0 ||
-	    bpf_skb_store_bytes(skb, 0, tag, sizeof(tag), 0) < 0)
+	if (bpf_skb_load_bytes(skb, 0, &ether, sizeof(ether)) < 0)
 		return -1;
-	result = bpf_skb_vlan_pop(skb);
-	if (!result)
-		result = grow_and_write(skb, ETH_HLEN, key, packet, flow, strategy, gso_flags,
-					SPARE);
+	/* Or the compiler chooses between two places of skb, which must not be. */
+	barrier_var(protocol);
+	if (!skb->vlan_present) {
+		protocol = ether.tag[0];
+		tci = bpf_ntohs(ether.tag[1]);
+	}
+	/* Makes what the pop writes to ours, so that it cannot fail half-way. */
+	if (bpf_skb_pull_data(skb, packet->network + IPV6_LEN) < 0 || bpf_skb_vlan_pop(skb))
+		return -1;
+	result = grow_and_write(skb, ETH_HLEN, key, packet, flow, strategy, growth, SPARE);
 	bpf_skb_vlan_push(skb, protocol, tci);
 	return result;
 }
@@ -232,21 +270,23 @@ static __always_inline enum unmarked_reason
 insert_headers(struct __sk_buff *skb, const struct flow_key *key, const struct packet *packet,
 	       const struct flow_value *flow, const volatile struct settings *settings)
 {
-	__u64 gso_flags = 0;
+	struct growth growth = {};
 	enum unmarked_reason reason;
 	int result;
 
-	reason = decide_growth(skb, packet, flow->flags, settings, &gso_flags);
+	reason = decide_growth(skb, packet, flow->flags, settings, &growth);
 	if (reason != UNMARKED_REASONS)
 		return reason;
 	if (!packet->tags_in_data)
 		result = grow_and_write(skb, packet->network, key, packet, flow,
-					settings->strategy, gso_flags, 0);
+					settings->strategy, &growth, 0);
 	else if (packet->tags_in_data + !!skb->vlan_present > 2)
 		return UNMARKED_VLAN;
 	else
-		result = insert_behind_tags(skb, key, packet, flow, settings->strategy, gso_flags);
-	return result ? UNMARKED_KERNEL : UNMARKED_REASONS;
+		result = insert_behind_tags(skb, key, packet, flow, settings->strategy, &growth);
+	if (result)
+		return skb->gso_size ? UNMARKED_GSO : UNMARKED_KERNEL;
+	return UNMARKED_REASONS;
 }
 
 #endif

@@ -26,7 +26,8 @@ static __always_inline int write_label(struct __sk_buff *skb, const struct packe
 	 * gets a prologue that unshares every packet of the interface, and TCP's
 	 * are always shared with its retransmission queue.
 	 */
-	return bpf_skb_store_bytes(skb, packet->network, &word, sizeof(word), 0) < 0 ? -1 : 0;
+	return bpf_skb_store_bytes(skb, packet->network, &word, sizeof(word),
+				   BPF_F_RECOMPUTE_CSUM) < 0 ? -1 : 0;
 }
 
 #endif

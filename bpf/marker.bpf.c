@@ -34,6 +34,17 @@ struct {
 	__type(value, __u64);
 } unmarked SEC(".maps");
 
+/*
+ * Flows that only match_all marks and whose path has no room for headers. The
+ * oldest is forgotten when there are too many, and learnt again.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct flow_key);
+	__type(value, __u32);
+} no_room SEC(".maps");
+
 static __always_inline void count_unmarked(enum unmarked_reason reason)
 {
 	__u32 key = reason;
@@ -43,28 +54,40 @@ static __always_inline void count_unmarked(enum unmarked_reason reason)
 		(*count)++;
 }
 
-/* The flow of a packet, or with match_all the default one; NULL for none. */
-static __always_inline struct flow_value *find_flow(const struct flow_key *key)
+/*
+ * Copies the flow of a packet, or with match_all the default one, and returns 1; or
+ * 0 if there is none. A copy, since user space may change it meanwhile.
+ */
+static __always_inline int find_flow(const struct flow_key *key, struct flow_value *copy)
 {
 	struct flow_value *flow = NULL;
 	__u32 zero = 0;
 
 	if (has_ports(key->protocol))
 		flow = bpf_map_lookup_elem(&flows, key);
-	if (!settings.match_all || flow)
-		return flow;
+	if (flow) {
+		*copy = *flow;
+		return 1;
+	}
+	if (!settings.match_all)
+		return 0;
 	/* Neighbour discovery and its kin must arrive as they are. */
 	if (settings.strategy != STRATEGY_LABEL && !has_ports(key->protocol))
-		return NULL;
+		return 0;
 	flow = bpf_map_lookup_elem(&default_flow, &zero);
-	return flow && flow->label ? flow : NULL;
+	if (!flow || !flow->label)
+		return 0;
+	*copy = *flow;
+	if (settings.strategy != STRATEGY_LABEL && bpf_map_lookup_elem(&no_room, key))
+		copy->flags |= FLOW_NO_ROOM;
+	return 1;
 }
 
 static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 {
 	struct flow_key key;
 	struct packet packet;
-	struct flow_value *flow, copy;
+	struct flow_value flow;
 	enum unmarked_reason reason = UNMARKED_REASONS;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
@@ -81,22 +104,41 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 		count_unmarked(UNMARKED_FRAGMENT);
 		return;
 	}
-	flow = find_flow(&key);
-	if (!flow)
+	if (!find_flow(&key, &flow))
 		return;
-	/* One look at it: user space may change it meanwhile. */
-	copy = *flow;
 	if (settings.strategy == STRATEGY_LABEL) {
-		if (write_label(skb, &packet, copy.label) < 0)
+		if (write_label(skb, &packet, flow.label) < 0)
 			reason = UNMARKED_KERNEL;
 	} else {
-		reason = insert_headers(skb, &key, &packet, &copy, &settings);
+		reason = insert_headers(skb, &key, &packet, &flow, &settings);
 	}
 	if (reason != UNMARKED_REASONS)
 		count_unmarked(reason);
 	if (settings.debug)
-		bpf_printk("glowd: experiment %d activity %d: %d", copy.experiment,
-			   copy.activity, reason);
+		bpf_printk("glowd: experiment %d activity %d: %d", flow.experiment,
+			   flow.activity, reason);
+}
+
+/*
+ * The path of a flow is narrower than we thought. What cannot be told to TCP is
+ * remembered: from then on only small packets of the flow are marked.
+ */
+static __always_inline void hear_of_path(struct __sk_buff *skb, __u32 transport,
+					 struct flow_key *key)
+{
+	struct flow_value *flow;
+	__u32 value = 1;
+
+	if (!is_too_big(skb, transport, key))
+		return;
+	flow = bpf_map_lookup_elem(&flows, key);
+	if ((!flow && !settings.match_all) ||
+	    lower_path_mtu(skb, transport, room(settings.strategy)) == 0)
+		return;
+	if (flow)
+		flow->flags |= FLOW_NO_ROOM;
+	else
+		bpf_map_update_elem(&no_room, key, &value, BPF_ANY);
 }
 
 static __always_inline void make_room(struct __sk_buff *skb, __u32 l2)
@@ -114,7 +156,7 @@ static __always_inline void make_room(struct __sk_buff *skb, __u32 l2)
 	if (packet.protocol == IPPROTO_TCP)
 		clamp_mss(skb, packet.transport, &settings);
 	else if (packet.protocol == NEXT_ICMPV6)
-		lower_path_mtu(skb, packet.transport, &settings, &flows);
+		hear_of_path(skb, packet.transport, &key);
 }
 
 SEC("tc")

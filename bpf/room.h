@@ -17,15 +17,16 @@
 #include "exthdr.h"
 
 #define TCP_LEN 20
-#define TCP_FLAGS 13
+#define TCP_DATA_OFFSET 12	/* in words, upper four bits; then the flags */
 #define TCP_SYN 0x02
 #define TCP_CHECKSUM 16
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_MSS 2
 #define TCP_OPTION_MSS_LEN 4
-/* MSS is the first option of every stack in use; some put padding first. */
-#define MAX_TCP_OPTIONS 6
+#define TCP_OPTION_AO 29
+/* Of a SYN of any stack in use, single padding octets included. */
+#define MAX_TCP_OPTIONS 16
 /* Below this something is odd, and we keep our hands off. */
 #define MIN_MSS 536
 
@@ -53,32 +54,77 @@ static __always_inline void lower_mss(struct __sk_buff *skb, __u32 transport,
 		bpf_skb_store_bytes(skb, at, &field, sizeof(field), 0);
 }
 
+/* Added to the length of an option by tcp_option(). */
+#define IS_MSS 0x100
+
+/*
+ * Reads the TCP option at @at, of @left octets. Returns its length; @left if the
+ * list ends there; 0 if it is none, or forbids changes. With IS_MSS if that is what
+ * it is.
+ *
+ * A function of its own, and not static: so the verifier looks at it once, and
+ * does not follow a walk through every combination of options' lengths.
+ */
+__noinline int tcp_option(struct __sk_buff *skb, __u32 at, __u32 left)
+{
+	__u8 kind, length;
+
+	if (bpf_skb_load_bytes(skb, at, &kind, 1) < 0)
+		return 0;
+	if (kind == TCP_OPTION_END)
+		return left & 0xff;
+	if (kind == TCP_OPTION_NOP)
+		return 1;
+	if (bpf_skb_load_bytes(skb, at + 1, &length, 1) < 0)
+		return 0;
+	/* RFC 5925 authenticates the options: who changes one, breaks it. */
+	if (length < 2 || length > left || kind == TCP_OPTION_AO)
+		return 0;
+	if (kind == TCP_OPTION_MSS && length == TCP_OPTION_MSS_LEN)
+		return length | IS_MSS;
+	return length;
+}
+
+/*
+ * Finds the value of MSS in the @length octets of options at @at. Returns its place
+ * in them; 0: it is not there, or nobody may change it.
+ */
+static __always_inline __u32 find_mss(struct __sk_buff *skb, __u32 at, __u32 length)
+{
+	__u32 place = 0, found = 0;
+	int i, step;
+
+#pragma unroll
+	for (i = 0; i < MAX_TCP_OPTIONS; i++) {
+		if (place >= length)
+			return found;
+		step = tcp_option(skb, at + place, length - place);
+		if (!step)
+			return 0;
+		if (step & IS_MSS)
+			found = place + 2;
+		place += step & 0xff;
+	}
+	/* One that we have not come to may be of the kind that forbids changes. */
+	return place < length ? 0 : found;
+}
+
 static __always_inline void clamp_mss(struct __sk_buff *skb, __u32 transport,
 				      const volatile struct settings *settings)
 {
-	__u32 at = transport + TCP_LEN, len = room(settings->strategy), mtu, limit;
-	__u8 flags, option[2];
+	__u32 length, place, mtu, limit;
+	__u8 fixed[2];
 	__be16 field;
 	__u16 mss;
-	int i;
 
-	if (bpf_skb_load_bytes(skb, transport + TCP_FLAGS, &flags, 1) < 0 || !(flags & TCP_SYN))
+	if (bpf_skb_load_bytes(skb, transport + TCP_DATA_OFFSET, fixed, sizeof(fixed)) < 0 ||
+	    !(fixed[1] & TCP_SYN) || fixed[0] >> 4 < 5)
 		return;
-#pragma unroll
-	for (i = 0; i < MAX_TCP_OPTIONS; i++) {
-		if (bpf_skb_load_bytes(skb, at, option, sizeof(option)) < 0)
-			return;
-		if (option[0] == TCP_OPTION_END)
-			return;
-		if (option[0] == TCP_OPTION_MSS)
-			break;
-		at += option[0] == TCP_OPTION_NOP ? 1 : option[1];
-		/* A length of 0 would have us look at the same place again. */
-		if (option[0] != TCP_OPTION_NOP && option[1] < 2)
-			return;
-	}
-	if (option[0] != TCP_OPTION_MSS || option[1] != TCP_OPTION_MSS_LEN ||
-	    bpf_skb_load_bytes(skb, at + 2, &field, sizeof(field)) < 0)
+	/* Behind its options a SYN may carry data (RFC 7413): none of our business. */
+	length = (fixed[0] >> 4) * 4 - TCP_LEN;
+	place = find_mss(skb, transport + TCP_LEN, length);
+	if (!place ||
+	    bpf_skb_load_bytes(skb, transport + TCP_LEN + place, &field, sizeof(field)) < 0)
 		return;
 	mtu = interface_mtu(skb, settings->check_mtu);
 	if (mtu < IPV6_MIN_MTU)
@@ -89,37 +135,53 @@ static __always_inline void clamp_mss(struct __sk_buff *skb, __u32 transport,
 		limit = mss;
 	if (limit < MIN_MSS)
 		return;
-	lower_mss(skb, transport, at + 2, mss, limit - len);
+	lower_mss(skb, transport, transport + TCP_LEN + place, mss,
+		  limit - room(settings->strategy));
 }
 
-static __always_inline void lower_path_mtu(struct __sk_buff *skb, __u32 transport,
-					   const volatile struct settings *settings,
-					   void *flows)
+/* Whether a header of ours is right behind the IPv6 header at @network. */
+static __always_inline int has_our_header(struct __sk_buff *skb, const struct packet *packet)
 {
-	__u32 len = room(settings->strategy), mtu;
+	__u8 header[4];
+
+	if (packet->next_header != NEXT_HOP_BY_HOP && packet->next_header != NEXT_DESTINATION)
+		return 0;
+	return bpf_skb_load_bytes(skb, packet->network + IPV6_LEN, header, sizeof(header)) == 0 &&
+	       header[1] == 0 && header[2] == OPTION_TYPE && header[3] == OPTION_LEN;
+}
+
+/*
+ * Whether this is a Packet Too Big about a packet with our header. If so, fills the
+ * key of its flow. One about a packet that went out unmarked tells the truth.
+ */
+static __always_inline int is_too_big(struct __sk_buff *skb, __u32 transport,
+				      struct flow_key *key)
+{
 	struct packet inner = {};
-	struct flow_key key;
-	struct flow_value *flow;
-	__be32 field, lowered;
 	__u8 type;
 
 	if (bpf_skb_load_bytes(skb, transport, &type, 1) < 0 || type != ICMPV6_PACKET_TOO_BIG)
-		return;
+		return 0;
 	inner.network = transport + ICMPV6_LEN;
-	if (parse_ipv6(skb, &key, &inner) < 0 || !has_ports(inner.protocol) || inner.later_fragment)
-		return;
-	flow = bpf_map_lookup_elem(flows, &key);
-	if (!flow ||
-	    bpf_skb_load_bytes(skb, transport + ICMPV6_MTU, &field, sizeof(field)) < 0)
-		return;
+	return parse_ipv6(skb, key, &inner) == 0 && has_ports(inner.protocol) &&
+	       !inner.later_fragment && has_our_header(skb, &inner);
+}
+
+/* Lowers the MTU of a Packet Too Big. Returns -1 if IPv6 does not allow so little. */
+static __always_inline int lower_path_mtu(struct __sk_buff *skb, __u32 transport, __u32 len)
+{
+	__be32 field, lowered;
+	__u32 mtu;
+
+	if (bpf_skb_load_bytes(skb, transport + ICMPV6_MTU, &field, sizeof(field)) < 0)
+		return 0;
 	mtu = bpf_ntohl(field);
-	if (mtu < IPV6_MIN_MTU + len) {
-		flow->flags |= FLOW_NO_ROOM;
-		return;
-	}
+	if (mtu < IPV6_MIN_MTU + len)
+		return -1;
 	lowered = bpf_htonl(mtu - len);
 	if (bpf_l4_csum_replace(skb, transport + ICMPV6_CHECKSUM, field, lowered, 4) == 0)
 		bpf_skb_store_bytes(skb, transport + ICMPV6_MTU, &lowered, sizeof(lowered), 0);
+	return 0;
 }
 
 #endif

@@ -368,7 +368,7 @@ fn what_the_kernel_refuses_to_grow_leaves_as_it_came() {
         let frame = Packet::tcp(3000).frame();
         let run = rig.egress_gso(&frame, 1400);
         assert_eq!((run.verdict, run.packet), (TC_ACT_UNSPEC, frame));
-        assert_eq!(rig.take_unmarked(), [("KERNEL".to_owned(), 1)]);
+        assert_eq!(rig.take_unmarked(), [("GSO".to_owned(), 1)]);
     }
 }
 
@@ -440,6 +440,15 @@ fn arriving_packets_without_need_for_room_stay_as_they_are() {
             ("an option of no length", Packet::tcp_with(0x02, &[9, 0, 2, 4, 5, 0xa0, 0, 0], 0)),
             ("an option of length 1", Packet::tcp_with(0x02, &[9, 1, 2, 4, 5, 0xa0, 0, 0], 0)),
             ("an MSS of odd length", Packet::tcp_with(0x02, &[2, 3, 5, 1], 0)),
+            (
+                "data like an MSS",
+                Packet::tcp_with(0x02, &[], 0).with(|p| p.transport.extend([2, 4, 5, 220])),
+            ),
+            ("authenticated options", Packet::tcp_with(0x02, &[2, 4, 5, 0xa0, 29, 4, 1, 1], 0)),
+            (
+                "options without an end",
+                Packet::tcp_with(0x02, &[[2, 4, 5, 0xa0].as_slice(), &[1; 36]].concat(), 0),
+            ),
             ("an MSS that is absurd", Packet::tcp_with(0x02, &[2, 4, 0, 88], 0)),
             ("UDP", Packet::udp(100)),
             ("echo", Packet::other(ICMPV6, &[128; 40])),
@@ -469,16 +478,20 @@ fn a_path_mtu_is_told_without_the_headers() {
     for strategy in HEADER_STRATEGIES {
         let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
         let rig = rig(strategy);
-        for inner in [Packet::tcp(1400), marked(&Packet::udp(1400), strategy)] {
+        for inner in [Packet::tcp(1400), Packet::udp(1400)] {
+            let plain = too_big(1400, &inner).frame();
+            assert_eq!(rig.ingress(&plain).packet, plain, "one about an unmarked packet");
+            let inner = marked(&inner, strategy);
             let run = rig.ingress(&too_big(1400, &inner).frame());
             assert_eq!(run.verdict, TC_ACT_UNSPEC);
             assert_eq!(run.packet, too_big(1400 - added, &inner).frame());
             assert_eq!(rig.flow(&key(inner.protocol)).map(|flow| flow.flags), Some(0));
         }
-        let stranger = too_big(1400, &Packet::tcp(1400).with(|p| p.src[15] = 9)).frame();
+        let ours = marked(&Packet::tcp(1400), strategy);
+        let stranger = too_big(1400, &ours.clone().with(|p| p.src[15] = 9)).frame();
         assert_eq!(rig.ingress(&stranger).packet, stranger, "not of a flow of ours");
         // No room at all: the message stays, and the flow is remembered.
-        let smallest = too_big(1280 + added - 1, &Packet::tcp(1400)).frame();
+        let smallest = too_big(1280 + added - 1, &ours).frame();
         assert_eq!(rig.ingress(&smallest).packet, smallest);
         assert_eq!(rig.flow(&key(TCP)).map(|flow| flow.flags), Some(FLOW_NO_ROOM));
         assert_eq!(rig.flow(&key(UDP)).map(|flow| flow.flags), Some(0));
