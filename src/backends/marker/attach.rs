@@ -191,9 +191,12 @@ impl Clsact {
 
     fn remove(&mut self) -> std::result::Result<(), Failure> {
         let index = self.interface.index;
+        // A qdisc that never had a filter of ours on it was made a moment ago.
+        let mut same_qdisc = self.filters.is_empty();
         for ours in std::mem::take(&mut self.filters) {
             let here = tc::filters(&mut self.socket, index, ours.hook)?;
             if here.contains(&ours) {
+                same_qdisc = true;
                 tc::delete_filter(&mut self.socket, index, &ours)?;
             } else {
                 debug!("{}: glowd's filter was removed by somebody else", self.interface.name);
@@ -205,6 +208,13 @@ impl Clsact {
         let name = &self.interface.name;
         if !self.remove_qdisc {
             info!("{name}: the clsact qdisc stays (removeQdisc is false)");
+        } else if !same_qdisc {
+            // Filters go with their qdisc. Somebody may have made another since, also
+            // on another interface that got the number of one that is gone.
+            info!(
+                "{name}: glowd's filters are gone; if there is a clsact qdisc, it may be of \
+                 others and stays"
+            );
         } else if !remove_unused_qdisc(&mut self.socket, index)? {
             info!("{name}: the clsact qdisc stays, since there are filters of others on it");
         }

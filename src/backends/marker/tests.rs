@@ -1,6 +1,8 @@
 //! The marker on real interfaces, in network namespaces that the threads of the
 //! tests have to themselves. Root.
 
+mod sharing;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
