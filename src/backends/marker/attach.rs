@@ -53,8 +53,8 @@ impl Attachment {
         remove_qdisc: bool,
     ) -> Result<Self> {
         let mut socket = Socket::route()?;
-        let claim = Claim::of(interface.index)?;
-        let leftovers = remove_leftovers(&mut socket, interface)?;
+        let claim = claim(interface)?;
+        let leftovers = remove_leftovers(&mut socket, interface, &claim)?;
         let by = match way {
             Way::Clsact => None,
             _ => tcx(interface, programs, way)?,
@@ -268,34 +268,57 @@ struct Leftovers {
     qdisc_is_ours: bool,
 }
 
-fn remove_leftovers(socket: &mut Socket, interface: &Interface) -> Result<Leftovers> {
-    let fail = |failure: Failure| failure.because("cannot remove what a killed glowd has left");
-    let mut dead = Vec::new();
+/// Claims the interface, with a warning if it cannot be had for certain.
+fn claim(interface: &Interface) -> Result<Claim> {
+    let claim = Claim::of(interface.index)?;
+    if let Claim::Squatted(how) = &claim {
+        warn!("{}: {how}", interface.name);
+    }
+    Ok(claim)
+}
+
+/// The filters of all glowds there.
+fn owned(socket: &mut Socket, interface: &Interface) -> Result<Vec<(Filter, Owner)>> {
+    let mut owned = Vec::new();
     for hook in Hook::BOTH {
-        for filter in tc::filters(socket, interface.index, hook).map_err(fail)? {
+        for filter in tc::filters(socket, interface.index, hook).map_err(cannot_clean)? {
             let owner = Owner::parse(&filter.name).filter(|_| filter.kind == "bpf");
-            match owner.map(|owner| (owner.state(), owner)) {
-                None => {}
-                Some((State::Dead, owner)) => dead.push((filter, owner)),
-                Some((State::Alive, owner)) => {
-                    return Err(in_use(&format!("with process id {}", owner.pid)));
-                }
-                Some((State::Unknown, owner)) => {
-                    let name = &interface.name;
-                    let (hook, priority) = (filter.hook.name(), filter.priority);
-                    return Err(in_use(&format!(
-                        "with process id {} of another process namespace (if it is gone, remove \
-                         its filter: tc filter del dev {name} {hook} prio {priority} handle {} bpf)",
-                        owner.pid, filter.handle
-                    )));
-                }
+            owned.extend(owner.map(|owner| (filter, owner)));
+        }
+    }
+    Ok(owned)
+}
+
+fn cannot_clean(failure: Failure) -> Error {
+    failure.because("cannot remove what a killed glowd has left")
+}
+
+fn remove_leftovers(
+    socket: &mut Socket,
+    interface: &Interface,
+    claim: &Claim,
+) -> Result<Leftovers> {
+    let dead = owned(socket, interface)?;
+    for (filter, owner) in &dead {
+        match (owner.state(), claim) {
+            // One of another process namespace would hold the claim if it were alive.
+            (State::Dead, _) | (State::Unknown, Claim::Held(_)) => {}
+            (State::Alive, _) => return Err(in_use(&format!("with process id {}", owner.pid))),
+            (State::Unknown, Claim::Squatted(_)) => {
+                let name = &interface.name;
+                let (hook, priority) = (filter.hook.name(), filter.priority);
+                return Err(in_use(&format!(
+                    "with process id {} of another process namespace (if it is gone, remove \
+                     its filter: tc filter del dev {name} {hook} prio {priority} handle {} bpf)",
+                    owner.pid, filter.handle
+                )));
             }
         }
     }
     let mut made_qdisc = false;
     for (filter, owner) in &dead {
         match tc::delete_filter(socket, interface.index, filter) {
-            Err(failure) if failure.errno != Errno::ENOENT => return Err(fail(failure)),
+            Err(failure) if failure.errno != Errno::ENOENT => return Err(cannot_clean(failure)),
             _ => {}
         }
         info!(
@@ -308,7 +331,7 @@ fn remove_leftovers(socket: &mut Socket, interface: &Interface) -> Result<Leftov
     }
     let mut leftovers = Leftovers { filters: dead.len(), qdisc_is_ours: false };
     if made_qdisc {
-        let removed = remove_unused_qdisc(socket, interface.index).map_err(fail)?;
+        let removed = remove_unused_qdisc(socket, interface.index).map_err(cannot_clean)?;
         leftovers.qdisc_is_ours = !removed;
         if removed {
             info!("{}: removed the clsact qdisc that it had made", interface.name);
@@ -335,6 +358,17 @@ pub(super) fn find_interfaces(socket: &mut Socket, names: &[String]) -> Result<V
     names.iter().map(find).collect()
 }
 
+/// Removes what killed glowds have left on an interface; returns how many filters.
+/// No glowd starts there meanwhile. An interface without anything is not claimed, so
+/// as not to be in the way of one that is starting.
+fn clean_one(socket: &mut Socket, interface: &Interface) -> Result<usize> {
+    if owned(socket, interface)?.is_empty() {
+        return Ok(0);
+    }
+    let claim = claim(interface)?;
+    Ok(remove_leftovers(socket, interface, &claim)?.filters)
+}
+
 /// `glowd marker clean`: removes what a killed glowd has left on these interfaces,
 /// or on all of them if none is named, and nothing else.
 ///
@@ -350,8 +384,8 @@ pub fn clean(names: &[String]) -> Result<()> {
     };
     let (mut filters, mut result) = (0, Ok(()));
     for interface in &targets {
-        match remove_leftovers(&mut socket, interface).at(interface.name.clone()) {
-            Ok(leftovers) => filters += leftovers.filters,
+        match clean_one(&mut socket, interface).at(interface.name.clone()) {
+            Ok(removed) => filters += removed,
             Err(failure) => result = result.and(Err(failure)),
         }
     }

@@ -14,7 +14,6 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::warn;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -49,7 +48,8 @@ pub(super) enum State {
     Alive,
     /// It is gone for good.
     Dead,
-    /// It is of another process namespace, into which glowd cannot see.
+    /// It is of another process namespace, into which glowd cannot see; the claim tells
+    /// whether it runs.
     Unknown,
 }
 
@@ -118,10 +118,19 @@ fn pid_namespace() -> u64 {
 
 /// This process's exclusive hold of an interface, until it is dropped or dies.
 #[derive(Debug)]
-pub(super) struct Claim(Option<OwnedFd>);
+pub(super) enum Claim {
+    /// No other glowd is at work there, whichever process namespace it is of, unless
+    /// it found the name squatted on when it started.
+    Held(OwnedFd),
+    /// Somebody who is no glowd has the name, as the text says. Anybody may take it,
+    /// and must not keep glowd from starting.
+    Squatted(String),
+}
 
-/// How long a claim that somebody is giving up is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a holder that does not listen is waited for. A glowd that has just
+/// begun to hold the name, or is about to give it up, needs far less; who squats on
+/// it costs each interface this much at start.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 impl Claim {
     /// Claims the interface for this glowd.
@@ -136,6 +145,11 @@ impl Claim {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(fail)
         };
+        let squatted = |who: String| {
+            Ok(Claim::Squatted(format!(
+                "{who}, so another glowd on this interface would not be noticed"
+            )))
+        };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let fd = open()?;
@@ -143,7 +157,7 @@ impl Claim {
                 Ok(()) => {
                     // Who asks is never answered, only queued and told our process id.
                     listen(&fd, Backlog::MAXCONN).map_err(fail)?;
-                    return Ok(Claim(Some(fd)));
+                    return Ok(Claim::Held(fd));
                 }
                 Err(Errno::EADDRINUSE) => {}
                 Err(errno) => return Err(fail(errno)),
@@ -152,24 +166,25 @@ impl Claim {
             let holder = connect(asker.as_raw_fd(), &address)
                 .and_then(|()| getsockopt(&asker, PeerCredentials));
             match holder {
-                // Anybody may take the name, and must not keep glowd from starting.
                 Ok(holder) if holder.uid() != 0 && holder.uid() != geteuid().as_raw() => {
                     let (pid, uid) = (holder.pid(), holder.uid());
-                    warn!("process {pid} of user {uid} holds {name:?}, which is for glowd");
-                    return Ok(Claim(None));
+                    return squatted(format!(
+                        "process {pid} of user {uid} holds {name:?}, which is for glowd"
+                    ));
+                }
+                Ok(holder) if holder.pid() == 0 => {
+                    return Err(in_use("of another process namespace"));
                 }
                 Ok(holder) => return Err(in_use(&format!("with process id {}", holder.pid()))),
                 // The holder is about to go, or to listen.
                 Err(Errno::ECONNREFUSED) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(1));
                 }
-                // Nobody listens, or too many have asked before: no glowd does that, and
-                // nobody else must keep this one from starting.
+                // Nobody listens, or too many have asked before: no glowd does that.
                 Err(errno) => {
-                    warn!(
-                        "somebody holds {name:?}, which is for glowd, and does not answer: {errno}"
-                    );
-                    return Ok(Claim(None));
+                    return squatted(format!(
+                        "somebody holds {name:?}, which is for glowd, and does not answer ({errno})"
+                    ));
                 }
             }
         }
@@ -178,7 +193,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(fd) = &self.0 {
+        if let Claim::Held(fd) = self {
             // A child that is between fork and exec may have a copy of the socket; this
             // tells whoever asks that there is nobody any more.
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);

@@ -109,6 +109,11 @@ impl Foreign {
     const NAME: &'static str = "count.bpf.o:[tc]";
 
     fn new(hook: Hook, priority: u16) -> Self {
+        Self::named(hook, priority, Self::NAME)
+    }
+
+    /// One with that free text.
+    fn named(hook: Hook, priority: u16, name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let object = dir.path().join("count.bpf.o");
         let here = env!("CARGO_MANIFEST_DIR");
@@ -124,9 +129,9 @@ impl Foreign {
         let object = OpenObject::from_file(&object).unwrap().load().unwrap();
         let program = object.program("count").unwrap().as_fd();
         let mut socket = Socket::route().unwrap();
-        tc::add_filter(&mut socket, 1, hook, priority, program, Self::NAME).unwrap();
+        tc::add_filter(&mut socket, 1, hook, priority, program, name).unwrap();
         let all = tc::filters(&mut socket, 1, hook).unwrap();
-        let filter = all.into_iter().find(|f| f.name == Self::NAME && f.priority == priority);
+        let filter = all.into_iter().find(|f| f.name == name && f.priority == priority);
         Foreign { packets: object.map("packets").unwrap(), filter: filter.unwrap() }
     }
 
@@ -156,9 +161,15 @@ struct Other(Child);
 
 impl Other {
     fn attached(test: &str, way: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::ready(Command::new(std::env::current_exe().unwrap()), test, way)
+    }
+
+    /// The same with a command that runs this program with the arguments it is given;
+    /// returns when the child has done what `role` says.
+    fn ready(mut command: Command, test: &str, role: &str) -> Self {
+        let mut child = command
             .args(["--exact", "--nocapture", &format!("backends::marker::tests::{test}")])
-            .env(ROLE, way)
+            .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -172,6 +183,8 @@ impl Other {
 
     /// SIGKILL: it cannot clean up.
     fn kill(mut self) {
+        // Waiting closes it, which would tell a grandchild to end by itself.
+        let _stdin = self.0.stdin.take();
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
