@@ -9,6 +9,7 @@ const FIXED: usize = 16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GSO_MAX_SIZE: u16 = 41;
 const IFLA_INFO_KIND: u16 = 1;
 
 /// An interface as it is now.
@@ -22,6 +23,9 @@ pub struct Interface {
     pub arphrd: u16,
     /// Largest packet, in octets, without the link's own header.
     pub mtu: u32,
+    /// Largest packet of IPv6 that the kernel segments on the way out, in octets
+    /// without the link's own header; 0 if it does not say (before 4.16).
+    pub gso_max_size: u32,
     /// IFF_*.
     pub flags: u32,
     /// What made it, such as "veth" or "bond"; "" for hardware and the loopback.
@@ -44,14 +48,15 @@ fn parse(message: &Message) -> Option<Interface> {
     if message.kind != libc::RTM_NEWLINK {
         return None;
     }
-    let mtu = message.attributes(FIXED).find(IFLA_MTU).and_then(|mtu| u32_at(mtu, 0));
+    let number = |kind| message.attributes(FIXED).find(kind).and_then(|value| u32_at(value, 0));
     let info = message.attributes(FIXED).find(IFLA_LINKINFO).unwrap_or_default();
     Some(Interface {
         arphrd: u16_at(&message.payload, 2)?,
         index: u32_at(&message.payload, 4)?,
         flags: u32_at(&message.payload, 8)?,
         name: message.attributes(FIXED).find_text(IFLA_IFNAME)?,
-        mtu: mtu.unwrap_or(0),
+        mtu: number(IFLA_MTU).unwrap_or(0),
+        gso_max_size: number(IFLA_GSO_MAX_SIZE).unwrap_or(0),
         kind: super::netlink::Attributes(info).find_text(IFLA_INFO_KIND).unwrap_or_default(),
     })
 }
@@ -66,6 +71,7 @@ mod tests {
         let lo = all.iter().find(|interface| interface.name == "lo").unwrap();
         assert_eq!((lo.index, lo.arphrd, lo.kind.as_str()), (1, 772, ""));
         assert!(lo.mtu >= 1280 && lo.flags & 0x8 != 0, "{lo:?}");
+        assert!(lo.gso_max_size >= 1280, "{lo:?}");
     }
 
     #[test]

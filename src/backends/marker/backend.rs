@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 
 use super::attach::{find_interfaces, Attachment, Way};
 use super::tag::{self, Newest};
@@ -79,6 +79,11 @@ impl Marker {
             let attachment = Attachment::new(interface, &programs, way, remove_qdisc)
                 .at(interface.name.clone())?;
             info!("{}: marking {}, attached by {}", interface.name, name, attachment.way());
+            if strategy.adds_header() {
+                for limitation in header_limitations(interface) {
+                    warn!("{}: {limitation}", interface.name);
+                }
+            }
             attachments.push(attachment);
         }
         let default = if section.bool("matchAll") {
@@ -226,9 +231,35 @@ fn framing(interface: &Interface) -> Result<Framing> {
     }
 }
 
+/// What keeps packets of an interface from growing a header, for the log.
+pub(super) fn header_limitations(interface: &Interface) -> Vec<String> {
+    let mut limitations = Vec::new();
+    // BIG TCP (Linux 5.19): larger packets have a hop-by-hop header of the kernel's.
+    if interface.gso_max_size > GSO_LEGACY_MAX_SIZE {
+        limitations.push(format!(
+            "gso_max_size is {}: bulk packets of TCP over {GSO_LEGACY_MAX_SIZE} octets have a \
+             hop-by-hop header of the kernel's own and go unmarked; to have them marked: ip link \
+             set dev {} gso_max_size {GSO_LEGACY_MAX_SIZE}",
+            interface.gso_max_size, interface.name
+        ));
+    }
+    if matches!(interface.arphrd, libc::ARPHRD_IPGRE | ARPHRD_IP6GRE) {
+        // What arrives begins with the outer header there.
+        limitations.push(
+            "the packets that arrive by a GRE tunnel cannot be told to leave room for a header, so \
+             full-size segments of TCP go unmarked"
+                .into(),
+        );
+    }
+    limitations
+}
+
+/// The largest that has a length in the IPv6 header, as the kernel counts.
+const GSO_LEGACY_MAX_SIZE: u32 = 65_536;
+
 // These two libc has no names for.
 const ARPHRD_RAWIP: u16 = 519;
-const ARPHRD_IP6GRE: u16 = 823;
+pub(super) const ARPHRD_IP6GRE: u16 = 823;
 
 fn load(path: &str, settings: Settings, framings: &[Framing], max_flows: u32) -> Result<Object> {
     let mut object = if path.is_empty() {

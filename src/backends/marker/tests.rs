@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{unshare, CloneFlags};
 
-use super::attach::clean;
-use super::backend::Marker;
+use super::attach::{clean, find_interfaces};
+use super::backend::{header_limitations, Marker, ARPHRD_IP6GRE};
 use super::{tag, KEYS};
 use crate::config::{Kind, Section, Value};
 use crate::dispatcher::Event;
 use crate::error::{Class, Result};
 use crate::flow::{Flow, FlowId, Protocol, Tag, Timestamp};
+use crate::net::interfaces::Interface;
 use crate::net::netlink::Socket;
 use crate::net::tc::{self, Hook};
 use crate::part::Context;
@@ -40,8 +41,8 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// Runs a command in this thread's namespace; returns what it printed.
 fn run(line: &str) -> String {
-    // "_" is a blank inside a word.
-    let mut words = line.split_whitespace().map(|word| word.replace('_', " "));
+    // "~" is a blank inside a word.
+    let mut words = line.split_whitespace().map(|word| word.replace('~', " "));
     let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -413,7 +414,7 @@ fn defect_10_filters_of_others_survive() {
         // protocol that keeps priority 1 from ours on the other hook.
         let foreign = [Foreign::new(Hook::Egress, 1), Foreign::new(Hook::Egress, 9)];
         let foreign_in = Foreign::new(Hook::Ingress, 5);
-        run("tc filter add dev lo ingress prio 1 protocol ipv6 bpf bytecode 1,6_0_0_0");
+        run("tc filter add dev lo ingress prio 1 protocol ipv6 bpf bytecode 1,6~0~0~0");
         let before = state();
         let marker = marker(&[("attach", text("clsact")), ("markingStrategy", text("hopByHop"))]);
         let marker = marker.unwrap();
@@ -522,6 +523,34 @@ fn an_interface_may_vanish() {
             let marker = marker(&[interfaces(&["veth-a"]), ("attach", text(way))]).unwrap();
             run("ip link del veth-a");
             drop(marker);
+        }
+    });
+}
+
+#[test]
+fn what_keeps_packets_from_growing_a_header_is_told() {
+    in_namespace(|| {
+        run("ip link add veth-a type veth peer name veth-b");
+        let find = || {
+            let names = ["veth-a".to_owned()];
+            find_interfaces(&mut Socket::route().unwrap(), &names).unwrap().remove(0)
+        };
+        assert_eq!(find().gso_max_size, 65_536);
+        assert_eq!(header_limitations(&find()).len(), 0);
+        run("ip link set veth-a gso_max_size 185000");
+        let told = header_limitations(&find()).concat();
+        assert!(told.contains("185000"), "{told}");
+        let advice = "ip link set dev veth-a gso_max_size 65536";
+        assert!(told.ends_with(advice), "{told}");
+        marker(&[interfaces(&["veth-a"]), ("markingStrategy", text("hopByHop"))]).unwrap();
+        run(advice);
+        let veth = find();
+        assert_eq!(header_limitations(&veth).len(), 0);
+
+        // Not every kernel has these tunnels.
+        for arphrd in [libc::ARPHRD_IPGRE, ARPHRD_IP6GRE] {
+            let told = header_limitations(&Interface { arphrd, ..veth.clone() }).concat();
+            assert!(told.contains("GRE"), "{told}");
         }
     });
 }
