@@ -9,10 +9,11 @@ mod daemon;
 mod netns;
 pub(crate) mod packet;
 mod raw;
+mod ring;
 mod traffic;
 mod tun;
 
-pub(crate) use {capture::*, daemon::*, netns::*, raw::*, traffic::*, tun::*};
+pub(crate) use {capture::*, daemon::*, netns::*, raw::*, ring::*, traffic::*, tun::*};
 
 /// How long a test waits for what has to happen. Only a failing test waits that
 /// long.

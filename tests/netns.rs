@@ -6,6 +6,8 @@
 mod bulk;
 mod harness;
 mod life;
+mod odd;
 mod packets;
+mod paths;
 mod privilege;
 mod rig;

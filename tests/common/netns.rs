@@ -72,6 +72,29 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Sets who cuts what leaves through the device.
+    pub(crate) fn set_offload(&self, device: &str, offload: Offload) {
+        let (features, segments) = match offload {
+            Offload::Tso => ("tx on tso on gso on gro off", 65_535),
+            Offload::Gso => ("tx on tso off gso on gro off", 65_535),
+            // TCP makes GSO packets whatever the device says (since 4.17), unless
+            // the device takes one segment at a time.
+            Offload::None => ("tx off tso off gso off gro off", 1),
+        };
+        self.ip(&format!("link set {device} gso_max_segs {segments}"));
+        self.run(&format!("ethtool -K {device} {features}"));
+    }
+
+    /// How many packets the device has dropped, in either direction.
+    pub(crate) fn drops(&self, device: &str) -> u64 {
+        let text = self.run(&format!("ip -s -j link show {device}"));
+        let links: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let count = |side| links[0]["stats64"][side]["dropped"].as_u64().expect("a count");
+        count("rx") + count("tx")
+    }
+}
+
 /// The device at both ends of a [`Pair`].
 pub(crate) const DEVICE: &str = "veth0";
 /// The marking host's address, its second one, and the other host's.
@@ -90,6 +113,14 @@ pub(crate) enum Offload {
     None,
 }
 
+/// The router's address on both links of [`Pair::routed`].
+const ROUTER: &str = "fd00::ff";
+
+fn prepare(host: &Namespace) {
+    host.sysctl("ipv6/auto_flowlabels", "0");
+    host.sysctl("ipv4/tcp_ecn", "1");
+}
+
 /// Two hosts and a cable: `here`, where the daemon runs, and `there`. Labels are 0
 /// unless somebody sets them, and ECN is negotiated.
 pub(crate) struct Pair {
@@ -105,8 +136,7 @@ impl Pair {
         for (host, addresses, v4) in
             [(&here, &[HERE, HERE_TOO][..], "10.0.0.1"), (&there, &[THERE], "10.0.0.2")]
         {
-            host.sysctl("ipv6/auto_flowlabels", "0");
-            host.sysctl("ipv4/tcp_ecn", "1");
+            prepare(host);
             for address in addresses {
                 host.ip(&format!("-6 address add {address}/64 dev {DEVICE} nodad"));
             }
@@ -116,6 +146,32 @@ impl Pair {
         let pair = Pair { here, there };
         pair.await_cable();
         pair
+    }
+
+    /// The same hosts with a router between them, which is returned as well. The link
+    /// from the router to `there` carries packets of up to `mtu` octets; the devices
+    /// of the hosts know of no such limit.
+    pub(crate) fn routed(mtu: u32) -> (Self, Namespace) {
+        let (here, there, router) = (Namespace::new(), Namespace::new(), Namespace::new());
+        router.sysctl("ipv6/conf/all/forwarding", "1");
+        for (host, address, other, side) in
+            [(&here, HERE, THERE, "here"), (&there, THERE, HERE, "there")]
+        {
+            prepare(host);
+            let peer = router.path();
+            host.ip(&format!("link add {DEVICE} type veth peer name {side} netns {peer}"));
+            host.ip(&format!("-6 address add {address}/128 dev {DEVICE} nodad"));
+            host.ip(&format!("link set {DEVICE} up"));
+            router.ip(&format!("-6 address add {ROUTER}/128 dev {side} nodad"));
+            router.ip(&format!("link set {side} up"));
+            router.ip(&format!("-6 route add {address}/128 dev {side}"));
+            host.ip(&format!("-6 route add {ROUTER}/128 dev {DEVICE}"));
+            host.ip(&format!("-6 route add {other}/128 via {ROUTER} dev {DEVICE}"));
+        }
+        router.ip(&format!("link set there mtu {mtu}"));
+        let pair = Pair { here, there };
+        pair.await_cable();
+        (pair, router)
     }
 
     /// Returns when packets pass both ways: the kernel connects a device's queue some
@@ -134,16 +190,9 @@ impl Pair {
 
     /// Sets both ends. Before the daemon starts, as on a real host.
     pub(crate) fn set_device(&self, mtu: u32, offload: Offload) {
-        let (features, segments) = match offload {
-            Offload::Tso => ("tx on tso on gso on gro off", 65_535),
-            Offload::Gso => ("tx on tso off gso on gro off", 65_535),
-            // TCP makes GSO packets whatever the device says (since 4.17), unless
-            // the device takes one segment at a time.
-            Offload::None => ("tx off tso off gso off gro off", 1),
-        };
         for host in [&self.here, &self.there] {
-            host.ip(&format!("link set {DEVICE} mtu {mtu} gso_max_segs {segments}"));
-            host.run(&format!("ethtool -K {DEVICE} {features}"));
+            host.ip(&format!("link set {DEVICE} mtu {mtu}"));
+            host.set_offload(DEVICE, offload);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A tun device: one without an Ethernet header, whose other end is a file.
 //!
-//! The one place of the tests with `unsafe`: TUNSETIFF is an ioctl, and no other
-//! device without a link layer is in every kernel.
+//! Here, as beside it in `ring`, the tests cannot do without `unsafe`: TUNSETIFF is
+//! an ioctl, and no other device without a link layer is in every kernel.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};

@@ -155,11 +155,17 @@ impl Rig {
         attach: &str,
         user: Option<Nobody>,
     ) -> Self {
-        let marker = json!({
-            "targetInterfaces": [DEVICE],
-            "markingStrategy": strategy.name(),
-            "attach": attach,
-        });
+        Self::with(pair, strategy, json!({ "attach": attach }), user)
+    }
+
+    /// With a daemon that marks also what no flow claims.
+    pub(crate) fn matching_all(pair: Pair, strategy: Strategy) -> Self {
+        Self::with(pair, strategy, json!({ "matchAll": true }), None)
+    }
+
+    fn with(pair: Pair, strategy: Strategy, mut marker: Value, user: Option<Nobody>) -> Self {
+        marker["targetInterfaces"] = json!([DEVICE]);
+        marker["markingStrategy"] = json!(strategy.name());
         let daemon = Daemon::try_start_as(config(&marker), Some(&pair.here), user);
         let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));
         let capture = Capture::start(&pair.there, DEVICE);

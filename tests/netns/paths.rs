@@ -1,0 +1,116 @@
+//! Paths that carry less than the interface: the marker makes the packets larger,
+//! and TCP, which does not know, has to find the size that arrives.
+
+use super::rig::{each, is_marked, is_plain, line, of, Rig, Strategy, ATLAS};
+use crate::common::packet::{Packet, TCP};
+use crate::common::{skip_unless_root, v6, Connection, Offload, Pair, HERE, THERE};
+
+const HEADER_STRATEGIES: [Strategy; 3] =
+    [Strategy::HopByHop, Strategy::Destination, Strategy::HopByHopDestination];
+
+const SYN: u8 = 0x02;
+const BULK: usize = 3 << 20;
+const SMALL: usize = 50;
+const MESSAGE: usize = 64;
+
+/// Whether a flow of its own claims the transfer, or the default tag does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    Flow,
+    MatchAll,
+}
+
+/// A bulk transfer over a path with that MTU, which has to be complete; the packets
+/// that arrived.
+fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Vec<Packet> {
+    println!("{strategy:?}, path MTU {mtu}, {offload:?}, {claim:?}");
+    let (pair, router) = Pair::routed(mtu);
+    pair.set_device(1500, offload);
+    ["here", "there"].iter().for_each(|device| router.set_offload(device, offload));
+    let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
+    let mut rig = match claim {
+        Claim::Flow => Rig::on(pair, strategy, "auto"),
+        Claim::MatchAll => Rig::matching_all(pair, strategy),
+    };
+    match claim {
+        Claim::Flow => rig.obey(&line(true, "tcp", from, to, ATLAS)),
+        Claim::MatchAll => rig.obey(&line(true, "udp", v6(HERE, 1), v6(THERE, 2), ATLAS)),
+    }
+    let (here, there) = (&rig.pair.here, &rig.pair.there);
+    let mut connection = Connection::open((here, from), (there, to), 0);
+    connection.ping_pong(SMALL);
+    connection.send_bulk(BULK);
+    connection.ping_pong(SMALL);
+    drop(connection);
+    let mut packets = rig.finish();
+    packets.retain(|packet| of(TCP, 40_000, 1094)(&packet));
+    assert!(packets[0].tcp_flags & SYN != 0, "the SYN is the first: {}", packets[0]);
+    let octets: usize = packets.iter().map(|packet| packet.data_length).sum();
+    assert!(octets >= BULK + 2 * SMALL * MESSAGE, "{octets} octets were captured");
+    let mtu = usize::try_from(mtu).expect("small");
+    // With TSO the last device does not cut them.
+    let fits = |packet: &Packet| packet.actual_length + 40 <= mtu || offload == Offload::Tso;
+    assert!(packets.iter().all(fits));
+    packets
+}
+
+#[test]
+fn what_fits_the_path_is_marked() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in HEADER_STRATEGIES {
+        for offload in [Offload::Tso, Offload::Gso, Offload::None] {
+            let packets = transfer(strategy, 1400, offload, Claim::Flow);
+            // What does not fit has not arrived.
+            each(&packets, |packet| is_marked(packet, strategy, ATLAS));
+            let full = packets.iter().filter(|packet| packet.actual_length + 40 + 32 > 1400);
+            assert!(full.count() > BULK / 65_536 / 2, "the path is made use of");
+        }
+    }
+}
+
+/// The headers would make packets of less than 1280 octets necessary, which IPv6 does
+/// not know (RFC 8200 section 5).
+#[test]
+fn a_path_without_room_gets_its_large_packets_unmarked() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in HEADER_STRATEGIES {
+        for offload in [Offload::Tso, Offload::Gso, Offload::None] {
+            let packets = transfer(strategy, 1280, offload, Claim::Flow);
+            small_ones_are_marked(&packets, strategy);
+            let plain = packets.iter().filter(|packet| is_plain(packet).is_ok()).count();
+            assert!(plain > 0, "some are as large as the path takes them");
+        }
+    }
+}
+
+/// Connections that are no flow of ours get the default tag, and meet the same paths.
+#[test]
+fn what_no_flow_claims_arrives_by_each_path() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in HEADER_STRATEGIES {
+        for mtu in [1400, 1280] {
+            for offload in [Offload::Tso, Offload::None] {
+                let packets = transfer(strategy, mtu, offload, Claim::MatchAll);
+                small_ones_are_marked(&packets, strategy);
+            }
+        }
+    }
+}
+
+/// All are marked or as they were sent; those of the messages, and those that open the
+/// connection, are marked.
+fn small_ones_are_marked(packets: &[Packet], strategy: Strategy) {
+    each(packets, |packet| {
+        let marked = is_marked(packet, strategy, ATLAS);
+        match packet.data_length <= MESSAGE {
+            true => marked,
+            false => marked.or_else(|_| is_plain(packet)),
+        }
+    });
+}
