@@ -46,6 +46,7 @@ impl Connection {
         for end in [&client, &server] {
             end.set_nodelay(true).expect("TCP_NODELAY");
             end.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            end.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         }
         Connection { client, server }
     }
