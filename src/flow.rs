@@ -187,7 +187,7 @@ impl Timestamp {
     }
 
     /// Parses RFC 3339 with any offset and 0 to 9 digits of a second's fraction
-    /// (digits after the sixth are cut off). Years 1970 to 9999.
+    /// (digits after the sixth are cut off). Years 1970 to 9999, in UTC.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         let number = |range: std::ops::Range<usize>| -> Option<u64> {
@@ -244,7 +244,9 @@ impl Timestamp {
         };
         let seconds = days_before(year, month, day) * 86400 + hour * 3600 + minute * 60 + second;
         let utc = u64::try_from(i64::try_from(seconds).ok()? - offset).ok()?;
-        Some(Timestamp(utc * 1_000_000 + fraction))
+        // An offset or a leap second may lead beyond the last year that has four digits.
+        let last = days_before(9999, 12, 31) * 86400 + 86399;
+        (utc <= last).then_some(Timestamp(utc * 1_000_000 + fraction))
     }
 }
 
@@ -407,6 +409,7 @@ mod tests {
             (1_632_309_147_808_092, "2021-09-22T11:12:27.808092+00:00"),
             (1_709_164_800_000_001, "2024-02-29T00:00:00.000001+00:00"),
             (4_107_542_399_999_999, "2100-02-28T23:59:59.999999+00:00"),
+            (253_402_300_799_999_999, "9999-12-31T23:59:59.999999+00:00"),
         ] {
             assert_eq!(Timestamp(micros).to_string(), text);
             assert_eq!(Timestamp::parse(text), Some(Timestamp(micros)));
@@ -431,6 +434,9 @@ mod tests {
             "0001-01-01T00:00:00Z",
             "2021-09-22T24:00:00Z",
             "2021-09-22T11:12:27.1234567890Z",
+            "9999-12-31T23:59:59-23:59",
+            "9999-12-31T23:59:60Z",
+            "1970-01-01T00:00:00+00:01",
         ] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
