@@ -7,10 +7,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use nix::errno::Errno;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -38,15 +40,18 @@ pub fn stop_token() -> Result<(Stopper, Stop)> {
     Ok((Stopper(stopper), Stop(Arc::new(stop))))
 }
 
-/// The signals that mean something to glowd, and the one that ends the thread
-/// that waits for them.
+/// The signals that mean something to glowd, and the one that wakes the thread
+/// that waits for them, so that it sees that it is over.
 const HANDLED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
 const GO_HOME: Signal = Signal::SIGUSR2;
 
-/// The thread that turns signals into messages. It owns nothing else, and is
-/// ended by a signal of its own when this is dropped.
+/// The thread that turns signals into messages. It owns nothing else, and ends
+/// when this is dropped.
 #[derive(Debug)]
-pub struct Signals(Option<JoinHandle<()>>);
+pub struct Signals {
+    thread: Option<JoinHandle<()>>,
+    over: Arc<AtomicBool>,
+}
 
 impl Signals {
     /// Blocks the signals in the calling thread and all that it will start, so
@@ -55,9 +60,13 @@ impl Signals {
         let mut set = SigSet::from_iter(HANDLED);
         set.add(GO_HOME);
         set.thread_block().map_err(|error| Error::os("cannot block signals", error))?;
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = over.clone();
         let wait = move || loop {
             match set.wait() {
-                Ok(GO_HOME) => return,
+                // Anybody can send it; only with the flag it is from us.
+                Ok(GO_HOME) if seen.load(Ordering::Acquire) => return,
+                Ok(GO_HOME) | Err(Errno::EINTR) => {}
                 Ok(signal) => {
                     if life.send(Life::Signal(signal)).is_err() {
                         return;
@@ -70,13 +79,14 @@ impl Signals {
             .name("signals".into())
             .spawn(wait)
             .map_err(|error| Error::os("cannot start the signal thread", error))?;
-        Ok(Signals(Some(thread)))
+        Ok(Signals { thread: Some(thread), over })
     }
 }
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.thread.take() {
+            self.over.store(true, Ordering::Release);
             // It is joined below, so the id is still good. The thread may have
             // ended already; then there is nothing to wake.
             let _ = pthread_kill(thread.as_pthread_t(), GO_HOME);

@@ -10,6 +10,7 @@ mod common;
 mod config;
 mod firefly;
 mod layout;
+mod life;
 #[cfg(feature = "ebpf")]
 mod marker;
 mod named_pipe;

@@ -36,6 +36,7 @@ pub(crate) struct Daemon {
     api: u16,
     /// It tells its end there, too.
     notified: UnixDatagram,
+    notices: Vec<String>,
 }
 
 /// An unprivileged user who has these capabilities and cannot get others, as
@@ -138,8 +139,8 @@ impl Daemon {
             let log = log.clone();
             thread::spawn(move || collect(stderr, &log))
         };
-        let mut daemon =
-            Daemon { child, dir, log, reader: Some(reader), pipe: None, api, notified };
+        let (reader, pipe, notices) = (Some(reader), None, Vec::new());
+        let mut daemon = Daemon { child, dir, log, reader, pipe, api, notified, notices };
         match daemon.wait_until_ready() {
             Ok(()) => Ok(daemon),
             Err(status) => {
@@ -150,23 +151,43 @@ impl Daemon {
     }
 
     fn wait_until_ready(&mut self) -> Result<(), ExitStatus> {
-        let mut buffer = [0; 256];
         let start = Instant::now();
         // Short, to notice that it has ended instead.
         let patience = Some(Duration::from_millis(20));
         self.notified.set_read_timeout(patience).expect("a timeout");
         while start.elapsed() < PATIENCE {
-            match self.notified.recv(&mut buffer) {
-                Ok(length) if buffer[..length].starts_with(b"READY=1") => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => panic!("the notify socket: {error}"),
+            if self.notice().is_some_and(|notice| notice == "READY=1") {
+                return Ok(());
             }
-            if let Some(status) = self.child.try_wait().expect("to ask for its end") {
+            if let Some(status) = self.ended() {
                 return Err(status);
             }
         }
         panic!("glowd was not ready in time:\n{}", self.lines().join("\n"));
+    }
+
+    /// What it tells the service manager next, if it does soon.
+    fn notice(&mut self) -> Option<&String> {
+        let mut buffer = [0; 256];
+        match self.notified.recv(&mut buffer) {
+            Ok(length) => {
+                self.notices.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+                self.notices.last()
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("the notify socket: {error}"),
+        }
+    }
+
+    /// All that it has told the service manager.
+    pub(crate) fn notices(&mut self) -> &[String] {
+        while self.notice().is_some() {}
+        &self.notices
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("to ask for its end")
     }
 
     /// The folder with its files.
@@ -231,8 +252,7 @@ impl Daemon {
     /// Sends `signal` and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
-        let child = &mut self.child;
-        wait_for("glowd to end", || child.try_wait().expect("to ask for its end"))
+        wait_for("glowd to end", || self.ended())
     }
 
     /// Stops it in order: exit status 0, and no warning or error in its log but
