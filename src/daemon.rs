@@ -13,7 +13,8 @@ use crate::error::{At, Error, Result};
 use crate::part::Context;
 use crate::pid_file::PidFile;
 use crate::shutdown::{stop_token, Signals};
-use crate::{systemd, worker};
+use crate::systemd;
+use crate::worker::Workers;
 
 /// What the main thread wakes up for.
 #[derive(Debug)]
@@ -38,7 +39,24 @@ pub fn run(config: &Config) -> Result<()> {
     // First, since every thread inherits the blocked signals.
     let signals = Signals::start(life.clone())?;
     let _pid_file = PidFile::create(config.pid_path()).at("pidPath")?;
+    let mut result = live(config, life, &news);
+    drop(signals);
+    // What went wrong on the way out counts too.
+    for news in news.try_iter() {
+        match news {
+            Life::Ended { result: Err(late), .. } if result.is_err() => error!("{late}"),
+            Life::Ended { result: late, .. } if result.is_ok() => result = late,
+            _ => {}
+        }
+    }
+    if result.is_ok() {
+        info!("stopped");
+    }
+    result
+}
 
+/// From the first part that is built to the last thread that is joined.
+fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) -> Result<()> {
     let context = Context { max_flows: config.max_flows() };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
@@ -52,55 +70,32 @@ pub fn run(config: &Config) -> Result<()> {
     }
 
     let (stopper, stop) = stop_token()?;
+    // Before all that the workers wait for: should a thread not start, that hangs up
+    // first, and then those that run are joined.
+    let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
-    let mut sinks = Vec::new();
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);
-        let work = move || backend.run(queue);
-        sinks.push(worker::start(format!("backends.{name}"), life.clone(), work)?);
+        workers.start(format!("backends.{name}"), move || backend.run(queue))?;
     }
-    let work = move || {
+    workers.start("dispatcher", move || {
         dispatcher.run();
         Ok(())
-    };
-    let hub = worker::start("dispatcher", life.clone(), work)?;
-    let mut sources = Vec::new();
+    })?;
     for (name, plugin) in plugins {
         let (out, stop) = (inlet.for_source(name), stop.clone());
-        let work = move || plugin.run(out, stop);
-        sources.push(worker::start(format!("plugins.{name}"), life.clone(), work)?);
+        workers.start(format!("plugins.{name}"), move || plugin.run(out, stop))?;
     }
 
     info!("ready: {}", config.summary());
     systemd::notify("READY=1");
-    let result = wait(&news, || inlet.report());
+    let result = wait(news, || inlet.report());
 
-    // In the direction of the data, so that nothing accepted is lost.
+    // Sources, dispatcher and sinks end in this order, each when the one before it
+    // has hung up, so that nothing accepted is lost.
     systemd::notify("STOPPING=1");
-    drop(stopper);
     drop(inlet);
-    for thread in sources.into_iter().chain([hub]).chain(sinks) {
-        // A panic was caught and reported by the worker itself.
-        let _ = thread.join();
-    }
-    drop(life);
-    drop(signals);
-    // What went wrong on the way out counts too, if nothing did before.
-    let late = news.try_iter().find_map(|news| match news {
-        Life::Ended { result: Err(error), .. } => Some(error),
-        _ => None,
-    });
-    let result = match (result, late) {
-        (Err(first), Some(late)) => {
-            error!("{late}");
-            Err(first)
-        }
-        (Ok(()), Some(late)) => Err(late),
-        (result, None) => result,
-    };
-    if result.is_ok() {
-        info!("stopped");
-    }
+    drop(workers);
     result
 }
 

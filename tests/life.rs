@@ -1,9 +1,12 @@
 //! Signals, the service manager and starts that fail, with the real binary.
 
+use std::fs;
+use std::os::unix::fs::chown;
+
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
-use crate::common::{free_port, wait_for, Daemon};
+use crate::common::{free_port, skip_unless_root, wait_for, Daemon};
 
 /// Pipe and API.
 fn config() -> Value {
@@ -52,4 +55,41 @@ fn the_service_manager_hears_of_the_start_and_of_the_stop() {
     let mut daemon = Daemon::start(config());
     daemon.end_by(Signal::SIGTERM);
     assert_eq!(daemon.notices(), ["READY=1", "STOPPING=1"]);
+}
+
+/// Whichever thread it is: those that run are ended in order, and undo what they
+/// have made.
+#[test]
+fn a_thread_that_cannot_be_started_leaves_nothing_behind() {
+    if skip_unless_root() {
+        return;
+    }
+    // Nobody else's, so that the limit counts this daemon only.
+    let user = 1_000_000_000 + std::process::id();
+    let dir = tempfile::tempdir().expect("a folder");
+    chown(dir.path(), Some(user), Some(user)).expect("to give it away");
+    let mut failures = Vec::new();
+    for threads in 1..20 {
+        let mut config = config();
+        config["pidPath"] = json!(dir.path().join("run/pid"));
+        config["plugins"]["namedPipe"] = json!({ "pipePath": dir.path().join("np") });
+        config["backends"] = json!({ "firefly": { "collectors": ["127.0.0.1:9"] } });
+        match Daemon::try_start_limited(user, threads, config) {
+            Ok(daemon) => {
+                daemon.stop(&[]);
+                break;
+            }
+            Err(failure) => {
+                assert_eq!(failure.status.code(), Some(71), "{threads}: {}", failure.log);
+                assert!(failure.log.contains("thread: "), "{threads}: {}", failure.log);
+                failures.push(failure.log);
+            }
+        }
+        let left: Vec<_> = fs::read_dir(dir.path()).expect("the folder").collect();
+        assert!(left.is_empty(), "{threads}: {left:?}");
+    }
+    for place in ["signal thread", "backends.firefly", "dispatcher", "namedPipe", "plugins.api"] {
+        let said = |log: &String| log.lines().last().is_some_and(|line| line.contains(place));
+        assert!(failures.iter().any(said), "{place}: {failures:#?}");
+    }
 }

@@ -1,8 +1,9 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{chown, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -49,12 +50,10 @@ impl Nobody {
 
     /// The command that becomes glowd; the user gets the folder and its own copy of
     /// the binary, which may be in somebody's home.
-    fn command(self, dir: &TempDir, socket: &Path) -> Command {
+    fn command(self, dir: &TempDir) -> Command {
         let binary = dir.path().join("glowd");
         std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("a copy of glowd");
-        for path in [dir.path(), socket, &dir.path().join("conf.json")] {
-            std::os::unix::fs::chown(path, Some(Self::ID), Some(Self::ID)).expect("chown");
-        }
+        chown(dir.path(), Some(Self::ID), Some(Self::ID)).expect("to give it away");
         let id = Self::ID.to_string();
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
@@ -99,32 +98,58 @@ impl Daemon {
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        Self::launch(Arc::new(dir), u16::try_from(api).expect("a port"), namespace, user)
+        let command = match user {
+            Some(user) => user.command(&dir),
+            None => Command::new(env!("CARGO_BIN_EXE_glowd")),
+        };
+        Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
+    }
+
+    /// The same on the host, as that user, who may have `threads` threads. The user
+    /// has no name and no right but to the daemon's own folder.
+    pub(crate) fn try_start_limited(
+        user: u32,
+        threads: u32,
+        mut config: Value,
+    ) -> Result<Self, Failure> {
+        let dir = tempfile::tempdir().expect("a folder");
+        chown(dir.path(), Some(user), Some(user)).expect("to give it away");
+        complete(&mut config, dir.path());
+        std::fs::write(dir.path().join("conf.json"), config.to_string())
+            .expect("to write the configuration");
+        // Where the user can reach it, wherever the tree is.
+        let binary = dir.path().join("glowd");
+        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("to copy glowd");
+        let mut command = Command::new("setpriv");
+        let id = user.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
+        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(binary);
+        Self::launch(command, Arc::new(dir), 7777, None)
     }
 
     /// Kills it without a chance to tidy up and starts it again in the same place.
-    pub(crate) fn kill_and_restart(&mut self, namespace: &Namespace) {
+    pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
-        let next = Self::launch(self.dir.clone(), self.api, Some(namespace), None);
+        let command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let next = Self::launch(command, self.dir.clone(), self.api, namespace);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));
     }
 
-    /// Starts it with the conf.json of `dir`.
+    /// Starts it by `command` with the conf.json of `dir`.
     fn launch(
+        mut command: Command,
         dir: Arc<TempDir>,
         api: u16,
         namespace: Option<&Namespace>,
-        user: Option<Nobody>,
     ) -> Result<Self, Failure> {
         let conf = dir.path().join("conf.json");
         let socket = dir.path().join("notify");
         // Left by the one before.
         let _ = std::fs::remove_file(&socket);
         let notified = UnixDatagram::bind(&socket).expect("a notify socket");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
-        if let Some(user) = user {
-            command = user.command(&dir, &socket);
-        }
+        // The folder decides who gets here.
+        let anybody = Permissions::from_mode(0o777);
+        std::fs::set_permissions(&socket, anybody).expect("to set its mode");
         command.arg("--conf").arg(&conf).args(["--log-level", "debug", "run"]);
         command.env("NOTIFY_SOCKET", &socket).env_remove("INVOCATION_ID");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -186,7 +186,7 @@ impl Rig {
 
     /// Kills the daemon and starts it again. No flow is open then.
     pub(crate) fn restart(&mut self) {
-        self.daemon.kill_and_restart(&self.pair.here);
+        self.daemon.kill_and_restart(Some(&self.pair.here));
         self.probe_open = false;
     }
 
