@@ -119,3 +119,100 @@ fn wait(news: &mpsc::Receiver<Life>, report: impl Fn()) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::{self, Backend};
+    use crate::config::Section;
+    use crate::dispatcher::{Inlet, Queue};
+    use crate::error::Class;
+    use crate::part::no_rules;
+    use crate::plugins::{self, Plugin};
+    use crate::shutdown::Stop;
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use std::os::fd::AsFd;
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    /// What happened, in this order.
+    static ENDS: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+
+    struct Faulty;
+    struct Patient;
+    struct Sink;
+
+    impl Plugin for Faulty {
+        fn run(self: Box<Self>, _: Inlet, _: Stop) -> Result<()> {
+            panic!("a bug");
+        }
+    }
+
+    impl Plugin for Patient {
+        fn run(self: Box<Self>, _: Inlet, stop: Stop) -> Result<()> {
+            let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::NONE).map_err(|error| Error::os("cannot poll", error))?;
+            ENDS.lock().unwrap().push("source");
+            Ok(())
+        }
+    }
+
+    impl Backend for Sink {
+        fn run(self: Box<Self>, events: Queue) -> Result<()> {
+            while events.recv().is_some() {}
+            // Who does not wait for this one is gone before.
+            std::thread::sleep(Duration::from_millis(20));
+            ENDS.lock().unwrap().push("sink");
+            Err(Error::new(Class::Os, "cannot flush"))
+        }
+    }
+
+    static FAULTY: plugins::Spec = plugins::Spec {
+        name: "faulty",
+        aliases: &[],
+        summary: "panics",
+        keys: &[],
+        check: no_rules,
+        build: |_, _| Ok(Box::new(Faulty)),
+    };
+    static PATIENT: plugins::Spec =
+        plugins::Spec { name: "patient", build: |_, _| Ok(Box::new(Patient)), ..FAULTY };
+    static SINK: backends::Spec = backends::Spec {
+        name: "sink",
+        aliases: &[],
+        summary: "ends when its queue hangs up",
+        keys: &[],
+        check: no_rules,
+        build: |_, _| Ok(Box::new(Sink)),
+    };
+
+    /// Its thread cannot be started: the name is not one.
+    static UNNAMED: plugins::Spec = plugins::Spec { name: "nul\0", ..FAULTY };
+
+    /// How the daemon ends with that plugin beside others; that the others have
+    /// ended by then, in order.
+    fn end_with(spec: &'static plugins::Spec) -> std::thread::Result<Result<()>> {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_path = dir.path().join("pid");
+        let text = serde_json::json!({ "pidPath": pid_path.to_str().unwrap() }).to_string();
+        let mut config = Config::parse(&text, "conf.json").unwrap();
+        for spec in [&PATIENT, spec] {
+            config.plugins.push((spec, Section::new(format!("plugins.{}", spec.name), vec![])));
+        }
+        config.backends.push((&SINK, Section::new("backends.sink", vec![])));
+        let end = catch_unwind(AssertUnwindSafe(|| run(&config)));
+        assert_eq!(std::mem::take(&mut *ENDS.lock().unwrap()), ["source", "sink"]);
+        assert!(!pid_path.exists());
+        end
+    }
+
+    #[test]
+    fn a_panic_of_one_ends_the_others_in_order() {
+        let error = end_with(&FAULTY).unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "plugins.faulty: panicked: a bug");
+        assert_eq!(error.class(), Class::Internal);
+        // And so does a start that goes wrong half-way, in whatever way.
+        end_with(&UNNAMED).unwrap_err();
+    }
+}

@@ -87,11 +87,40 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
     use crate::shutdown::stop_token;
     use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
     use std::os::fd::AsFd;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{mpsc, Arc};
+
+    #[test]
+    fn how_it_ended_is_reported() {
+        let (life, news) = mpsc::channel();
+        let (stopper, _stop) = stop_token().unwrap();
+        let mut workers = Workers::new(stopper, life);
+        let mut end = |work: fn() -> Result<()>| {
+            workers.start("plugins.test", work).unwrap();
+            match news.recv().unwrap() {
+                Life::Ended { worker, result } => {
+                    assert_eq!(worker, "plugins.test");
+                    result.map_err(|error| (error.class(), error.to_string()))
+                }
+                Life::Signal(signal) => panic!("{signal}"),
+            }
+        };
+        end(|| Ok(())).unwrap();
+        let failure = end(|| Err(Error::new(Class::Os, "cannot go on"))).unwrap_err();
+        assert_eq!(failure, (Class::Os, "plugins.test: cannot go on".into()));
+        for (work, text) in [
+            ((|| panic!("a str")) as fn() -> Result<()>, "plugins.test: panicked: a str"),
+            (|| panic!("a {}", String::from("String")), "plugins.test: panicked: a String"),
+            (|| std::panic::panic_any(7), "plugins.test: panicked: no message"),
+        ] {
+            assert_eq!(end(work).unwrap_err(), (Class::Internal, text.into()));
+        }
+        assert_eq!(Class::Internal as i32, 70);
+    }
 
     /// As when the third of them could not be started.
     #[test]
