@@ -152,8 +152,11 @@ fn gid(group: &str) -> Result<Option<u32>> {
     if group.is_empty() {
         return Ok(None);
     }
-    if let Ok(number) = group.parse() {
-        return Ok(Some(number));
+    match group.parse() {
+        // For chown(2) it says that the group shall stay as it is.
+        Ok(u32::MAX) => return Err(Error::config(format!("\"{group}\" is not a group"))),
+        Ok(number) => return Ok(Some(number)),
+        Err(_) => {}
     }
     match Group::from_name(group) {
         Ok(Some(group)) => Ok(Some(group.gid.as_raw())),

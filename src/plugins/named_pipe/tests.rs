@@ -451,6 +451,10 @@ fn the_keys_are_judged() {
     let error = gid("no-such-group").unwrap_err();
     assert_eq!(error.to_string(), "there is no group \"no-such-group\"");
     assert_eq!(error.class(), Class::Config);
+    let error = gid("4294967295").unwrap_err();
+    assert_eq!(error.to_string(), "\"4294967295\" is not a group");
+    assert_eq!(error.class(), Class::Config);
+    assert_eq!(gid("4294967294").unwrap(), Some(4_294_967_294));
 }
 
 #[test]
