@@ -57,6 +57,18 @@ fn the_service_manager_hears_of_the_start_and_of_the_stop() {
     assert_eq!(daemon.notices(), ["READY=1", "STOPPING=1"]);
 }
 
+/// Nobody would read it, and a writer would wait for ever in open(2).
+#[test]
+fn a_kill_a_restart_and_a_stop_leave_no_pipe() {
+    let mut daemon = Daemon::start(config());
+    daemon.kill_and_restart(None);
+    daemon.wait_for_line("adopted: a killed glowd left it");
+    daemon.write("start tcp 2001:db8::1 1 2001:db8::2 2 3 4\n");
+    daemon.end_by(Signal::SIGTERM);
+    daemon.wait_for_line("stopped");
+    assert!(!daemon.pipe_path().exists() && !daemon.dir().join("glowd.pid").exists());
+}
+
 /// Whichever thread it is: those that run are ended in order, and undo what they
 /// have made.
 #[test]

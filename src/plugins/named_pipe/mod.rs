@@ -47,7 +47,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::Group;
 
-use self::fifo::{Access, Fifo, BUFFER};
+use self::fifo::{Access, Fifo, Origin, When, BUFFER};
 use self::framing::{Framing, Piece};
 use self::line::Quoted;
 use self::watch::Watch;
@@ -85,8 +85,11 @@ pub(super) static SPEC: Spec = Spec {
             default: "\"/run/glowd/np\"",
             doc:
                 "The named pipe (FIFO). It is made when it is missing and removed at exit if glowd \
-                  made it; so is its folder. Anything else at this path, a symbolic link included, \
-                  is an error and is never touched.",
+                  made it; so is its folder. One that is found is left there at exit, unless glowd \
+                  owns it, nobody reads it, and its mode and group are exactly those that glowd \
+                  would give it: then a killed glowd has left it, and it is removed. One of a user \
+                  other than glowd's and root, or anything else at this path, a symbolic link \
+                  included, is an error and is never touched.",
         },
         Key {
             name: "mode",
@@ -288,15 +291,19 @@ impl NamedPipe {
             next_try: Instant::now(),
             chunk: vec![0; CHUNK].into_boxed_slice(),
         };
-        let end = pipe.acquire()?;
-        let how = if end.fifo.made() { "made" } else { "found" };
+        let end = pipe.acquire(When::Start)?;
+        let how = match end.fifo.origin() {
+            Origin::Made => "made",
+            Origin::Adopted => "adopted: a killed glowd left it",
+            Origin::Found => "found",
+        };
         info!("{NAME}: listening on \"{}\", {how}", path.display());
         pipe.current = Some(end);
         Ok(pipe)
     }
 
     /// The FIFO that is at the path now, if need be a new one.
-    fn acquire(&mut self) -> Result<End> {
+    fn acquire(&mut self, when: When) -> Result<End> {
         let folder = self.path.parent().unwrap_or(Path::new(""));
         if self.folder.is_none() || !folder.exists() {
             // The folder that this one would remove is gone already, so it must
@@ -309,7 +316,7 @@ impl NamedPipe {
         if let Some(back) = self.old.iter().position(|end| end.fifo.is_at_path()) {
             return Ok(self.old.remove(back));
         }
-        let fifo = Fifo::acquire(&self.path, self.access)?;
+        let fifo = Fifo::acquire(&self.path, self.access, when)?;
         Ok(End { fifo, framing: Framing::new(), due: true, deaf: false })
     }
 
@@ -329,11 +336,14 @@ impl NamedPipe {
                 self.old.remove(0);
             }
         }
-        match self.acquire() {
+        match self.acquire(When::Later) {
             Ok(end) => {
                 static LIMIT: Limit = Limit::new();
                 if LIMIT.pass().is_some() {
-                    let how = if end.fifo.made() { "made it again" } else { "using what is there" };
+                    let how = match end.fifo.origin() {
+                        Origin::Made => "made it again",
+                        Origin::Adopted | Origin::Found => "using what is there",
+                    };
                     info!("{NAME}: \"{}\" was removed or replaced: {how}", self.path.display());
                 }
                 self.trouble = None;
