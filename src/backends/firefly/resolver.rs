@@ -316,6 +316,30 @@ mod tests {
         assert!(first.elapsed() >= Duration::from_millis(45), "{:?}", first.elapsed());
     }
 
+    /// The key's doc and the manual promise the first.
+    #[test]
+    fn names_are_looked_up_every_5_minutes_and_at_most_every_10_seconds() {
+        let Pace { refresh, retry } = Pace::default();
+        assert_eq!((refresh, retry), (Duration::from_secs(300), Duration::from_secs(10)));
+        let promises = |key: &crate::config::Key| key.doc.contains("every 5 minutes");
+        assert!(super::super::SPEC.keys.iter().any(promises));
+    }
+
+    #[test]
+    fn a_failed_look_up_is_not_tried_again_before_its_time() {
+        let (oracle, lookup) = Oracle::new();
+        let pace = Pace { refresh: LONG, retry: Duration::from_millis(50) };
+        let resolver = Resolver::start(vec![("a".into(), 1)], lookup, pace).unwrap();
+        for asks in [0, 1000] {
+            oracle.answer("a:1", failure());
+            let failed = Instant::now();
+            (0..asks).for_each(|_| resolver.ask());
+            assert_eq!(oracle.calls.recv_timeout(PATIENCE).as_deref(), Ok("a:1"));
+            assert!(failed.elapsed() >= Duration::from_millis(45), "{:?}", failed.elapsed());
+            oracle.answers.send(failure()).unwrap();
+        }
+    }
+
     #[test]
     fn names_are_looked_up_again_after_a_while() {
         let (oracle, lookup) = Oracle::new();
