@@ -4,6 +4,7 @@
 //! is counted and has to be marked, none may be missing.
 
 mod bulk;
+mod firefly;
 mod harness;
 mod life;
 mod odd;

@@ -11,7 +11,8 @@ use nix::sys::socket::{setsockopt, socket, sockopt, AddressFamily, SockFlag, Soc
 
 /// What a socket for sending is asked to buffer, in octets. The kernel gives less
 /// if it must. Datagrams to a neighbour that does not answer wait here for
-/// seconds; they should not stop those to others.
+/// seconds; a few such neighbours do not stop those to others, many do. So what
+/// must not be stopped needs a socket of its own.
 const SEND_BUFFER: usize = 4 << 20;
 
 /// The family of a socket.

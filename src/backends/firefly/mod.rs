@@ -4,7 +4,8 @@
 //! Runs on the backend's thread; a resolver thread beside it keeps the addresses
 //! of collectors that are configured by name. Fireflies are sent once and never
 //! repeated. Whatever goes wrong with one costs that one only and is counted: the
-//! daemon neither stalls nor stops because somebody cannot be reached.
+//! daemon neither stalls nor stops because somebody cannot be reached, and what
+//! waits for destinations holds up nothing for collectors.
 
 mod destinations;
 mod resolver;
@@ -315,10 +316,7 @@ impl Firefly {
                 Outcome::Sent => count.sent += 1,
                 Outcome::Full => {
                     count.dropped += 1;
-                    warn_limited!(
-                        "backends.firefly: cannot send to {}: the socket's buffer stays full",
-                        letter.to
-                    );
+                    full(letter, collectors);
                 }
                 Outcome::Failed(error) => {
                     count.failed += 1;
@@ -339,6 +337,23 @@ impl Firefly {
              to collectors {collectors}, {unresolved} without an address; \
              {shed} events dropped unsent"
         );
+    }
+}
+
+/// Logs that there was no room. Each kind has a limit of its own, as each has a
+/// buffer.
+fn full(letter: &Letter, collectors: &[Collector]) {
+    let to = letter.to;
+    match letter.recipient {
+        Recipient::Destination => warn_limited!(
+            "backends.firefly: cannot send to the destination {to}: \
+             the buffer of the destinations stays full"
+        ),
+        Recipient::Collector(index) => warn_limited!(
+            "backends.firefly: cannot send to collector {} ({to}): \
+             the buffer of the collectors stays full",
+            collectors[index].name
+        ),
     }
 }
 

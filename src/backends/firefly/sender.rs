@@ -1,10 +1,12 @@
-//! Sends datagrams in batches, one socket per family, and says what became of
-//! each (sendmmsg(2), udp(7)).
+//! Sends datagrams in batches and says what became of each (sendmmsg(2), udp(7)).
 //!
-//! Runs on the firefly backend's thread and owns its sockets. sendmmsg stops at
-//! the first datagram that the kernel refuses: that one is told of and the rest
-//! goes on. A full socket buffer is waited for, but only for as long as
-//! [`PATIENCE`] lasts, which a datagram that gets through restores.
+//! Runs on the firefly backend's thread and owns its sockets: a lane for the
+//! collectors and one for the destinations, per family. Datagrams to neighbours
+//! that do not answer neighbour discovery (RFC 4861) or ARP stay in the buffer of
+//! their socket for seconds, so the destinations must not share one with the
+//! collectors. sendmmsg stops at the first datagram that the kernel refuses: that
+//! one is told of and the rest goes on. A full buffer is waited for, but only for
+//! as long as the [`Patience`] of its lane lasts.
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -26,9 +28,20 @@ use crate::sys::udp as mmsg;
 /// How many datagrams are sent together.
 const BATCH: usize = 64;
 
-/// How long full socket buffers are waited for while nothing gets through. Then
-/// what does not fit is dropped at once.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a full buffer of the collectors is waited for while nothing gets
+/// through. Then what does not fit is dropped at once.
+const COLLECTORS: Duration = Duration::from_secs(1);
+
+/// How long a full buffer of the destinations is waited for.
+const DESTINATIONS: Duration = Duration::from_millis(100);
+
+/// Which part of the time goes by in waiting for destinations at the most, as a
+/// divisor. Buffers that empty slowly, since neighbours are given up one after the
+/// other, would otherwise slow the collectors down to their own pace.
+const SHARE: u32 = 10;
+
+/// The shortest wait, which is poll's.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Who a datagram is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,16 +78,62 @@ pub(super) struct Letter {
 #[derive(Debug)]
 pub(super) struct Sender {
     payloads: Vec<u8>,
-    lanes: [Lane; 2],
-    patience: Duration,
+    /// In the order of sending: the collectors' by family, then the destinations'.
+    lanes: [Lane; 4],
 }
 
-/// A family: its socket, if this host has the family, and what waits for it, in
-/// order.
+/// A kind of recipient in a family: the socket, if this host has the family, and
+/// what waits for it, in order.
 #[derive(Debug)]
 struct Lane {
     wire: Option<Udp>,
+    patience: Patience,
     letters: Vec<Letter>,
+}
+
+/// How long a full buffer may still be waited for.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    /// What was waited and is not restored yet; more than the limit if a wait took
+    /// longer than it was to.
+    spent: Duration,
+    /// Up to when time has restored it; none: what gets through restores it.
+    restored: Option<Instant>,
+}
+
+impl Patience {
+    /// Any datagram that gets through restores it: the network is slow, not dead.
+    fn of_collectors() -> Self {
+        Patience { limit: COLLECTORS, spent: Duration::ZERO, restored: None }
+    }
+
+    /// Only time restores it, a [`SHARE`] of what goes by.
+    fn of_destinations() -> Self {
+        let restored = Some(Instant::now());
+        Patience { limit: DESTINATIONS, spent: Duration::ZERO, restored }
+    }
+
+    fn got_through(&mut self) {
+        if self.restored.is_none() {
+            self.spent = Duration::ZERO;
+        }
+    }
+
+    /// How long a wait may be; none: too short for one.
+    fn left(&mut self) -> Option<Duration> {
+        if let Some(restored) = &mut self.restored {
+            let now = Instant::now();
+            let more = now.duration_since(*restored) / SHARE;
+            self.spent = self.spent.saturating_sub(more);
+            *restored = now;
+        }
+        self.limit.checked_sub(self.spent).filter(|left| *left >= TICK)
+    }
+
+    fn spend(&mut self, waited: Duration) {
+        self.spent += waited;
+    }
 }
 
 impl Sender {
@@ -84,25 +143,38 @@ impl Sender {
     /// Neither family can be had, or one for another reason than that the host
     /// has no such family.
     pub(super) fn open() -> Result<Self> {
-        let open = |family: Family| match udp::sender(family) {
-            Ok(socket) => Ok(Lane { wire: Some(Udp(socket)), letters: Vec::new() }),
-            Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
-                info!("backends.firefly: this host has no {family}, so its fireflies fail");
-                Ok(Lane { wire: None, letters: Vec::new() })
-            }
-            Err(error) => Err(Error::os(format!("cannot create an {family} socket"), error)),
+        let open = |family: Family, patience| {
+            let wire = match udp::sender(family) {
+                Ok(socket) => Some(Udp(socket)),
+                Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => None,
+                Err(error) => {
+                    return Err(Error::os(format!("cannot create an {family} socket"), error));
+                }
+            };
+            Ok(Lane { wire, patience, letters: Vec::new() })
         };
-        let lanes = [open(Family::V4)?, open(Family::V6)?];
+        let lanes = [
+            open(Family::V4, Patience::of_collectors())?,
+            open(Family::V6, Patience::of_collectors())?,
+            open(Family::V4, Patience::of_destinations())?,
+            open(Family::V6, Patience::of_destinations())?,
+        ];
         if lanes.iter().all(|lane| lane.wire.is_none()) {
             let cause = io::Error::from(Errno::EAFNOSUPPORT);
             return Err(Error::os("cannot create a socket", cause));
         }
-        Ok(Sender { payloads: Vec::new(), lanes, patience: PATIENCE })
+        for (family, lane) in [Family::V4, Family::V6].iter().zip(&lanes) {
+            if lane.wire.is_none() {
+                info!("backends.firefly: this host has no {family}, so its fireflies fail");
+            }
+        }
+        Ok(Sender { payloads: Vec::new(), lanes })
     }
 
     /// Whether there is a socket for that address.
     pub(super) fn reaches(&self, to: &SocketAddr) -> bool {
-        self.lanes[usize::from(to.is_ipv6())].wire.is_some()
+        // All lanes of a family have a socket, or none.
+        self.lanes[lane(to, Recipient::Destination)].wire.is_some()
     }
 
     /// Adds the datagram that `write` writes for each of the recipients.
@@ -119,7 +191,7 @@ impl Sender {
         write(&mut self.payloads);
         for (to, recipient) in recipients {
             let letter = Letter { payload: start..self.payloads.len(), to, recipient };
-            self.lanes[usize::from(to.is_ipv6())].letters.push(letter);
+            self.lanes[lane(&to, recipient)].letters.push(letter);
         }
     }
 
@@ -128,12 +200,13 @@ impl Sender {
         self.lanes.iter().any(|lane| lane.letters.len() >= BATCH)
     }
 
-    /// Sends all that was added and tells what became of each.
+    /// Sends all that was added, the collectors' first, and tells what became of
+    /// each.
     pub(super) fn flush(&mut self, mut tell: impl FnMut(&Letter, Outcome)) {
         for lane in &mut self.lanes {
             match &mut lane.wire {
                 Some(wire) => {
-                    send(wire, &mut self.patience, &self.payloads, &lane.letters, &mut tell);
+                    send(wire, &mut lane.patience, &self.payloads, &lane.letters, &mut tell);
                 }
                 None => {
                     for letter in &lane.letters {
@@ -147,20 +220,30 @@ impl Sender {
     }
 }
 
+/// Which lane is for that recipient at that address.
+fn lane(to: &SocketAddr, recipient: Recipient) -> usize {
+    let first = match recipient {
+        Recipient::Collector(_) => 0,
+        Recipient::Destination => 2,
+    };
+    first + usize::from(to.is_ipv6())
+}
+
 /// A way onto the network.
 trait Wire {
     /// Sends the first ones of `letters`, of which there is at least one, in order.
     /// Returns how many went, at least one, or why not even the first did.
     fn send(&mut self, payloads: &[u8], letters: &[Letter]) -> nix::Result<usize>;
 
-    /// Waits until the first may fit, for at most that long.
+    /// Waits until the first may fit, for at most that long, which is a [`TICK`] or
+    /// more.
     fn wait(&mut self, limit: Duration, why: Errno);
 }
 
 /// Sends all the letters over `wire` and tells what became of each, in order.
 fn send(
     wire: &mut impl Wire,
-    patience: &mut Duration,
+    patience: &mut Patience,
     payloads: &[u8],
     letters: &[Letter],
     tell: &mut impl FnMut(&Letter, Outcome),
@@ -172,18 +255,20 @@ fn send(
                 let (sent, left) = rest.split_at(count);
                 sent.iter().for_each(|letter| tell(letter, Outcome::Sent));
                 rest = left;
-                *patience = PATIENCE;
+                patience.got_through();
             }
             Err(Errno::EINTR) => {}
-            Err(why @ (Errno::EAGAIN | Errno::ENOBUFS)) if !patience.is_zero() => {
-                let since = Instant::now();
-                wire.wait(*patience, why);
-                *patience = patience.saturating_sub(since.elapsed());
-            }
-            Err(Errno::EAGAIN | Errno::ENOBUFS) => {
-                rest.iter().for_each(|letter| tell(letter, Outcome::Full));
-                return;
-            }
+            Err(why @ (Errno::EAGAIN | Errno::ENOBUFS)) => match patience.left() {
+                Some(left) => {
+                    let since = Instant::now();
+                    wire.wait(left, why);
+                    patience.spend(since.elapsed());
+                }
+                None => {
+                    rest.iter().for_each(|letter| tell(letter, Outcome::Full));
+                    return;
+                }
+            },
             Err(error) => {
                 tell(first, Outcome::Failed(error));
                 rest = others;
@@ -224,165 +309,16 @@ impl Wire for Udp {
     fn wait(&mut self, limit: Duration, why: Errno) {
         if why == Errno::ENOBUFS {
             // The queue of an interface is full, which no file descriptor tells.
-            std::thread::sleep(limit.min(Duration::from_millis(1)));
+            std::thread::sleep(limit.min(TICK));
             return;
         }
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
-        let limit = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX).max(1);
+        let limit = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
         // Whatever poll says, the next try to send knows better.
         let _ = poll(&mut fds, PollTimeout::from(limit));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::VecDeque;
-
-    /// A wire that does as it is told, then takes everything.
-    #[derive(Default)]
-    struct Scripted {
-        script: VecDeque<nix::Result<usize>>,
-        sent: Vec<String>,
-        waits: usize,
-        /// How long a wait takes.
-        slow: Duration,
-    }
-
-    impl Wire for Scripted {
-        fn send(&mut self, payloads: &[u8], letters: &[Letter]) -> nix::Result<usize> {
-            let count = self.script.pop_front().unwrap_or(Ok(letters.len()))?;
-            for letter in &letters[..count] {
-                let payload = &payloads[letter.payload.clone()];
-                self.sent.push(String::from_utf8(payload.to_vec()).unwrap());
-            }
-            Ok(count)
-        }
-
-        fn wait(&mut self, limit: Duration, _: Errno) {
-            assert!(limit <= PATIENCE);
-            self.waits += 1;
-            std::thread::sleep(self.slow);
-        }
-    }
-
-    /// Sends "0", "1", ... and says what became of them.
-    fn sent(wire: &mut Scripted, patience: &mut Duration, count: usize) -> Vec<(u16, Outcome)> {
-        let payloads: String = (0..count).map(|number| number.to_string()).collect();
-        let letter = |number| Letter {
-            payload: number..number + 1,
-            to: SocketAddr::from(([127, 0, 0, 1], u16::try_from(number).unwrap())),
-            recipient: Recipient::Destination,
-        };
-        let letters: Vec<_> = (0..count).map(letter).collect();
-        let mut told = Vec::new();
-        send(wire, patience, payloads.as_bytes(), &letters, &mut |letter, outcome| {
-            told.push((letter.to.port(), outcome));
-        });
-        told
-    }
-
-    use Outcome::{Failed, Full, Sent};
-
-    #[test]
-    fn a_refused_datagram_costs_no_other() {
-        let script = [
-            Ok(2),
-            Err(Errno::ENETUNREACH),
-            Err(Errno::EPERM),
-            Err(Errno::EINTR),
-            Ok(1),
-            Err(Errno::EMSGSIZE),
-        ];
-        let mut wire = Scripted { script: script.into(), ..Scripted::default() };
-        let told = sent(&mut wire, &mut PATIENCE.clone(), 8);
-        let outcomes = [
-            (0, Sent),
-            (1, Sent),
-            (2, Failed(Errno::ENETUNREACH)),
-            (3, Failed(Errno::EPERM)),
-            (4, Sent),
-            (5, Failed(Errno::EMSGSIZE)),
-            (6, Sent),
-            (7, Sent),
-        ];
-        assert_eq!(told, outcomes);
-        assert_eq!(wire.sent, ["0", "1", "4", "6", "7"]);
-    }
-
-    #[test]
-    fn a_full_buffer_is_waited_for() {
-        let script = [Err(Errno::EAGAIN), Err(Errno::ENOBUFS), Ok(1), Err(Errno::EAGAIN)];
-        let mut wire = Scripted { script: script.into(), ..Scripted::default() };
-        let mut patience = Duration::from_millis(100);
-        let told = sent(&mut wire, &mut patience, 3);
-        assert_eq!(told, [(0, Sent), (1, Sent), (2, Sent)]);
-        assert_eq!(wire.waits, 3);
-        assert_eq!(patience, PATIENCE, "what gets through restores it");
-    }
-
-    #[test]
-    fn a_buffer_that_stays_full_is_given_up() {
-        let full = VecDeque::from([Err(Errno::EAGAIN); 1000]);
-        let slow = Duration::from_millis(10);
-        let mut wire = Scripted { script: full, slow, ..Scripted::default() };
-        let mut patience = Duration::from_millis(50);
-        assert_eq!(sent(&mut wire, &mut patience, 2), [(0, Full), (1, Full)]);
-        assert!((1..=5).contains(&wire.waits), "{}", wire.waits);
-        wire.waits = 0;
-        assert_eq!(sent(&mut wire, &mut patience, 2), [(0, Full), (1, Full)]);
-        assert_eq!(wire.waits, 0, "its patience is gone");
-        wire.script.clear();
-        assert_eq!(sent(&mut wire, &mut patience, 1), [(0, Sent)]);
-        assert_eq!(patience, PATIENCE);
-    }
-
-    /// Datagrams to a neighbour that does not answer stay in the socket's buffer.
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_full_buffer_of_the_kernel_s_is_waited_for_and_given_up() {
-        if !nix::unistd::geteuid().is_root() {
-            println!("SKIP: a network namespace needs root");
-            return;
-        }
-        // A thread of its own: the namespace is the thread's, and ends with it.
-        let thread = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            let ip = |arguments: &str| {
-                let mut command = std::process::Command::new("ip");
-                let status = command.args(arguments.split(' ')).status().unwrap();
-                assert!(status.success(), "ip {arguments}");
-            };
-            ip("link add near type veth peer name far");
-            ip("addr add fd00::1/64 dev near nodad");
-            ip("link set near up");
-            ip("link set far up");
-            let mut sender = Sender::open().unwrap();
-            let Udp(socket) = sender.lanes[1].wire.as_ref().unwrap();
-            nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::SndBuf, &0).unwrap();
-            let outcomes = |sender: &mut Sender| {
-                let to = ("[fd00::2]:10514".parse().unwrap(), Recipient::Destination);
-                (0..10).for_each(|_| sender.post([to], |out| out.extend([b'x'; 500])));
-                let (mut sent, mut full) = (0, 0);
-                sender.flush(|_, outcome| match outcome {
-                    Sent => sent += 1,
-                    Full => full += 1,
-                    Failed(error) => panic!("{error}"),
-                });
-                (sent, full)
-            };
-
-            let since = Instant::now();
-            let (sent, full) = outcomes(&mut sender);
-            assert!(sent > 0 && full > 0 && sent + full == 10, "{sent} {full}");
-            let took = since.elapsed();
-            assert!(took >= PATIENCE - Duration::from_millis(10), "{took:?}");
-            assert!(took < PATIENCE * 2, "{took:?}");
-
-            ip("neigh replace fd00::2 lladdr 02:00:00:00:00:01 nud permanent dev near");
-            sender.patience = PATIENCE;
-            assert_eq!(outcomes(&mut sender), (10, 0));
-        });
-        thread.join().unwrap();
-    }
-}
+#[path = "sender_tests.rs"]
+mod tests;
