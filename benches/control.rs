@@ -168,7 +168,7 @@ fn client(first: u32, count: u32) {
         );
         let length = body.len();
         let head =
-            format!("POST /flow HTTP/1.1\r\nHost: glowd\r\nContent-Length: {length}\r\n\r\n");
+            format!("POST /flow HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         stream.write_all((head + &body).as_bytes()).unwrap();
         let mut filled = 0;
         while !complete(&buffer[..filled]) {

@@ -118,14 +118,14 @@ fn defect_17_a_body_over_4_mib_gets_413_before_it_is_read() {
     let settings = Settings { linger: PATIENCE, ..Settings::default() };
     let api = Api::start(Ipv4Addr::LOCALHOST, settings, 10);
     let mut client = api.connect();
-    client.send("POST /flow HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n");
+    client.send("POST /flow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n");
     let answer = client.answer();
     assert_eq!((answer.status, answer.header("Connection")), (413, Some("close")));
     client.closed();
     // In chunks nobody knows beforehand; the answer arrives although the client is
     // still sending.
     let mut client = api.connect();
-    client.send("POST /flow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("POST /flow HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
     let chunk = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
     for _ in 0..5 {
         client.send(&chunk);
@@ -171,10 +171,48 @@ fn a_web_page_is_refused() {
     let api = Api::new();
     let mut client = api.connect();
     for line in ["Origin: http://example.org", "Sec-Fetch-Site: cross-site"] {
-        client.send(format!("GET /dummy/start HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n"));
+        client.send(format!("GET /dummy/start HTTP/1.1\r\nHost: localhost\r\n{line}\r\n\r\n"));
         assert_eq!(client.answer().status, 403);
     }
     assert_eq!(api.inlet.count(), Ok(0));
+}
+
+/// By DNS rebinding a web page reaches loopback under a name of its own, without an
+/// Origin.
+#[test]
+fn on_loopback_a_host_that_needs_dns_is_refused() {
+    let api = Api::new();
+    let mut client = api.connect();
+    let rebound = [
+        "/dummy/start HTTP/1.1\r\nHost: rebind.example.org:7777",
+        "/dummy/start HTTP/1.1\r\nHost: localhost.example.org",
+        "http://example.org/dummy/start HTTP/1.1\r\nHost: localhost",
+        "/dummy/start HTTP/1.0\r\nConnection: keep-alive\r\nHost: example.org",
+    ];
+    for request in rebound {
+        client.send(format!("GET {request}\r\n\r\n"));
+        let answer = client.answer();
+        assert_eq!(answer.status, 403, "{request}");
+        let error = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(error.starts_with("the Host is neither an IP address nor localhost"), "{error}");
+    }
+    assert_eq!(api.inlet.count(), Ok(0));
+    for host in ["127.0.0.1", "127.0.0.1:7777", "[::1]:7777", "LOCALHOST", "localhost.:7777"] {
+        client.send(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(client.answer().status, 200, "{host}");
+    }
+    client.send("GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+    client.send("GET /healthz HTTP/1.1\r\n\r\n");
+    assert_eq!(client.answer().status, 400);
+}
+
+#[test]
+fn on_other_addresses_any_host_is_served() {
+    let api = Api::start(Ipv4Addr::UNSPECIFIED, Settings::default(), 10);
+    let mut client = api.connect();
+    client.send("GET /healthz HTTP/1.1\r\nHost: storage.example.org\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
 }
 
 #[test]
@@ -185,11 +223,12 @@ fn connections_are_kept_alive_and_pipelined_as_the_client_wants() {
     for port in 1..=1000 {
         let body = flow("start", port);
         let length = body.len();
-        pipeline +=
-            &format!("POST /flow HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        pipeline += &format!(
+            "POST /flow HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
     }
     pipeline +=
-        "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n\r\n";
     let mut writer = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || writer.write_all(pipeline.as_bytes()).unwrap());
     for port in 1..=1000 {
@@ -209,7 +248,7 @@ fn connections_are_kept_alive_and_pipelined_as_the_client_wants() {
     client.closed();
     // A client may close its half after the request.
     let mut client = api.connect();
-    client.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    client.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     client.stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.answer().status, 200);
     client.closed();
@@ -220,12 +259,12 @@ fn chunks_and_expectations_are_served() {
     let api = Api::new();
     let mut client = api.connect();
     let body = flow("start", 1);
-    let head = "POST /flow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n";
+    let head = "POST /flow HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n";
     client.send(format!("{head}Content-Length: {}\r\n\r\n", body.len()));
     assert_eq!(client.answer().status, 100);
     client.send(&body);
     assert_eq!(client.answer().status, 200);
-    client.send("POST /flow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("POST /flow HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
     for byte in body.bytes() {
         client.send([b'1', b'\r', b'\n', byte, b'\r', b'\n']);
     }
@@ -241,7 +280,7 @@ fn bytes_that_are_no_request_are_refused_and_the_connection_closed() {
         ("\x16\x03\x01\x02\x00".to_owned(), 400),
         ("GET / HTTP/2.0\r\n\r\n".to_owned(), 505),
         (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9000)), 431),
-        (format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(65)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "a: b\r\n".repeat(65)), 431),
     ] {
         let mut client = api.connect();
         client.send(bytes);
@@ -277,7 +316,7 @@ fn the_longest_idle_makes_room_when_there_are_too_many() {
     }
     assert_eq!(api.connect().ask("GET", "/healthz", "").status, 200);
     clients[1].closed();
-    clients[0].send("Host: x\r\n\r\n");
+    clients[0].send("Host: localhost\r\n\r\n");
     assert_eq!(clients[0].answer().status, 200);
     assert_eq!(clients[2].ask("GET", "/healthz", "").status, 200);
 }
@@ -293,7 +332,7 @@ fn slow_and_silent_clients_are_cut_off() {
     let begin = Instant::now();
     let mut silent = api.connect();
     let mut stalled = api.connect();
-    stalled.send("POST /flow HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{");
+    stalled.send("POST /flow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{");
     // Bytes that trickle in do not put the end off.
     let mut slow = api.connect();
     slow.stream.set_nodelay(true).unwrap();
@@ -327,7 +366,7 @@ fn who_does_not_read_the_answers_is_cut_off() {
     assert_eq!(api.post(&format!("[{}]", flows.join(","))).status, 200);
     let mut client = api.connect();
     // 50 listings of 2 MB each, which no socket buffer holds.
-    client.send("GET /flows HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50));
+    client.send("GET /flows HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50));
     // The others do not wait for it meanwhile.
     assert_eq!(api.get("/healthz")["flows"], 10_000);
     let deadline = Instant::now() + PATIENCE;
@@ -346,7 +385,7 @@ fn memory_is_limited_over_all_connections() {
     for client in &mut clients {
         client.stream.set_nonblocking(true).unwrap();
         client.pending = vec![b' '; 2_000_000];
-        let head = "POST /flow HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n";
+        let head = "POST /flow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n";
         client.pending.splice(..0, head.bytes());
     }
     // Half of four long bodies: more than one of them does not fit.

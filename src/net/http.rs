@@ -8,6 +8,8 @@
 use std::borrow::Cow;
 use std::io::Write;
 
+use super::host::needs_no_dns;
+
 /// The longest head of a request, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
 /// The most header lines of a request.
@@ -45,6 +47,8 @@ pub struct Head {
     /// Whether a web page in a browser made it: it has an `Origin`, or a
     /// `Sec-Fetch-Site` other than `none` (which is a typed-in address).
     pub from_page: bool,
+    /// Whether it was meant for a host that only DNS knows, see [`needs_no_dns`].
+    pub foreign_host: bool,
 }
 
 /// A whole request.
@@ -191,15 +195,18 @@ fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> 
         Some("POST") => Method::Post,
         _ => Method::Other,
     };
-    let path = path_of(request.path.unwrap_or_default()).to_owned();
+    let (authority, path) = split_target(request.path.unwrap_or_default());
+    let path = path.to_owned();
 
     let mut fields = Fields::default();
     for header in request.headers.iter() {
         fields.read(header)?;
     }
-    if minor == 1 && fields.hosts != 1 {
+    if fields.hosts > 1 || (minor == 1 && fields.hosts == 0) {
         return bad(400, "HTTP/1.1 demands exactly one Host header");
     }
+    // The authority counts instead of the Host (RFC 9112 section 3.2.2).
+    let foreign_host = authority.map_or(fields.foreign_host, |name| !needs_no_dns(name.as_bytes()));
     let framing = match (fields.chunked, fields.length) {
         (true, Some(_)) => {
             return bad(400, "Transfer-Encoding and Content-Length exclude each other");
@@ -209,7 +216,8 @@ fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> 
         (false, length) => Framing::Sized(length.unwrap_or(0)),
     };
     let keep_alive = !fields.close && (minor == 1 || fields.keep_alive);
-    let head = Head { method, path, minor, keep_alive, from_page: fields.from_page };
+    let from_page = fields.from_page;
+    let head = Head { method, path, minor, keep_alive, from_page, foreign_host };
     Ok(Some((length, head, framing, minor == 1 && fields.expects)))
 }
 
@@ -217,6 +225,7 @@ fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> 
 #[derive(Default)]
 struct Fields {
     hosts: usize,
+    foreign_host: bool,
     length: Option<usize>,
     chunked: bool,
     close: bool,
@@ -231,6 +240,7 @@ impl Fields {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         if is("host") {
             self.hosts += 1;
+            self.foreign_host = !needs_no_dns(value);
         } else if is("content-length") {
             if self.length.is_some() {
                 return bad(400, "there is more than one Content-Length");
@@ -271,18 +281,20 @@ fn read_length(value: &[u8]) -> Result<usize, Bad> {
     Ok(digits.fold(0, |sum: usize, digit| sum.saturating_mul(10).saturating_add(digit)))
 }
 
-/// The path of a request's target (RFC 9112 section 3.2). A target of another
-/// form is returned as it is, and no route will match it.
-fn path_of(target: &str) -> &str {
-    let mut path = target;
+/// The authority, if it has one, and the path of a request's target (RFC 9112
+/// section 3.2). A target of another form is returned as a path, and no route will
+/// match it.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    let (mut authority, mut path) = (None, target);
     let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
     if let Some(scheme) = scheme {
         let rest = &target[scheme.len()..];
-        path = rest.find(['/', '?']).map_or("/", |at| &rest[at..]);
+        let (before, after) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        (authority, path) = (Some(before), after);
     }
     match path.split_once('?').map_or(path, |(path, _)| path) {
-        "" => "/",
-        path => path,
+        "" => (authority, "/"),
+        path => (authority, path),
     }
 }
 

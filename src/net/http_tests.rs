@@ -188,18 +188,39 @@ fn who_expects_to_continue_is_told_so_once() {
 
 #[test]
 fn paths_are_taken_out_of_targets() {
-    for (target, path) in [
-        ("/", "/"),
-        ("/flow?a=/b?c", "/flow"),
-        ("http://h:1/flow?x", "/flow"),
-        ("HTTP://h", "/"),
-        ("http://h?x", "/"),
-        ("*", "*"),
-        ("h:443", "h:443"),
-        ("?", "/"),
+    for (target, authority, path) in [
+        ("/", None, "/"),
+        ("/flow?a=/b?c", None, "/flow"),
+        ("http://h:1/flow?x", Some("h:1"), "/flow"),
+        ("HTTP://h", Some("h"), "/"),
+        ("http://h?x", Some("h"), "/"),
+        ("http:///x", Some(""), "/x"),
+        ("*", None, "*"),
+        ("h:443", None, "h:443"),
+        ("?", None, "/"),
     ] {
-        assert_eq!(path_of(target), path, "{target}");
+        assert_eq!(split_target(target), (authority, path), "{target}");
     }
+}
+
+#[test]
+fn a_foreign_host_is_recognised() {
+    for (target, version, host, foreign) in [
+        ("/", "1.1", Some("127.0.0.1:7777"), false),
+        ("/", "1.1", Some("example.org"), true),
+        ("/", "1.1", Some(""), true),
+        ("/", "1.0", None, false),
+        ("/", "1.0", Some("example.org"), true),
+        ("http://localhost/", "1.1", Some("example.org"), false),
+        ("http://example.org/", "1.1", Some("localhost"), true),
+        ("http://example.org/", "1.0", None, true),
+        ("http://", "1.0", None, true),
+    ] {
+        let host = host.map_or(String::new(), |host| format!("Host: {host}\r\n"));
+        let request = one(&format!("GET {target} HTTP/{version}\r\n{host}\r\n"));
+        assert_eq!(request.head.foreign_host, foreign, "{target} {version} {host}");
+    }
+    assert_eq!(refused("GET / HTTP/1.0\r\nHost: localhost\r\nHost: a\r\n\r\n"), 400);
 }
 
 #[test]

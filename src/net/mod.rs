@@ -1,5 +1,6 @@
 //! Talking to the network and the kernel, in safe code.
 
+pub mod host;
 pub mod http;
 #[cfg(target_os = "linux")]
 pub mod interfaces;

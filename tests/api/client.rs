@@ -107,7 +107,7 @@ impl Client {
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
         let length = body.len();
         self.send(format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
         ));
         self.answer_to(method)
     }

@@ -241,7 +241,7 @@ impl Daemon {
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.api)).expect("to reach the API");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: glowd\r\nConnection: close\r\n\r\n")
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .expect("to send a request");
         let mut response = Vec::new();
         stream.read_to_end(&mut response).expect("a response");

@@ -25,6 +25,8 @@ const KEEP: usize = 4 * 1024;
 pub(super) struct Shared<'a> {
     pub(super) inlet: &'a Inlet,
     pub(super) settings: Settings,
+    /// Whether only this host can reach the server.
+    loopback: bool,
     /// Where bytes arrive.
     pub(super) scratch: Box<[u8]>,
     /// Where answers are gathered.
@@ -36,9 +38,10 @@ pub(super) struct Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
-    pub(super) fn new(inlet: &'a Inlet, settings: Settings) -> Self {
+    pub(super) fn new(inlet: &'a Inlet, settings: Settings, loopback: bool) -> Self {
         let scratch = vec![0; READ].into_boxed_slice();
-        Shared { inlet, settings, scratch, out: Vec::new(), memory: 0, date: (0, http::date(0)) }
+        let (out, date) = (Vec::new(), (0, http::date(0)));
+        Shared { inlet, settings, loopback, scratch, out, memory: 0, date }
     }
 
     fn crowded(&self) -> bool {
@@ -55,7 +58,11 @@ impl<'a> Shared<'a> {
     /// Appends the answer to a request.
     fn answer(&mut self, request: &Request<'_>) {
         let (start, crowded) = (self.out.len(), self.crowded());
-        let answer = routes::answer(request, self.inlet, crowded, &mut self.out);
+        let answer = if self.loopback && request.head.foreign_host {
+            routes::foreign_host(&mut self.out)
+        } else {
+            routes::answer(request, self.inlet, crowded, &mut self.out)
+        };
         let reply = Reply {
             status: answer.status,
             allow: answer.allow,

@@ -5,7 +5,9 @@
 //!
 //! Nobody has to authenticate, so the address is a loopback one unless the
 //! administrator wants otherwise, and requests that a web page makes in a browser
-//! are refused: they would come from wherever the page does.
+//! are refused: they would come from wherever the page does. On a loopback address
+//! that includes those under a name that DNS made loopback's, see `net::host`; on
+//! another address the Host is not checked, since glowd does not know its names.
 
 mod connection;
 mod flow_fields;
@@ -38,7 +40,9 @@ pub(super) static SPEC: Spec = Spec {
             default: "\"127.0.0.1\"",
             doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
                   reach the address can open, close and read flows, so anything but a loopback \
-                  address earns a warning at start.",
+                  address earns a warning at start. On a loopback address \
+                  requests have to name the host by an IP address or as localhost, and get 403 \
+                  otherwise; on any other address the Host is not checked.",
         },
         Key {
             name: "bindPort",
@@ -57,7 +61,7 @@ fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
     let address = SocketAddr::new(section.address("bindAddress"), section.int("bindPort"));
     let server = Server::bind(address, Settings::default())?;
     let address = server.address();
-    if !address.ip().to_canonical().is_loopback() {
+    if !server.is_loopback() {
         warn!(
             "{}: {address} is not a loopback address, and there is no authentication",
             section.path()

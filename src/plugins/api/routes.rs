@@ -92,6 +92,15 @@ pub(super) fn answer(
     status((route.handler)(&Call { body: &request.body, inlet, crowded }, out))
 }
 
+/// Answers a request that may come from a web page under a name of its own, see
+/// [`crate::net::host`].
+pub(super) fn foreign_host(out: &mut Vec<u8>) -> Answer {
+    let text = "the Host is neither an IP address nor localhost: on a loopback address \
+                requests under other names are refused, since a web page may have made one up \
+                (DNS rebinding)";
+    Answer { status: error(out, 403, text), allow: "" }
+}
+
 /// Writes an error as JSON, and returns its status.
 pub(super) fn error(out: &mut Vec<u8>, status: u16, message: &str) -> u16 {
     write_json(out, &json!({ "error": message }));

@@ -93,6 +93,11 @@ impl Server {
         self.address
     }
 
+    /// Whether only this host can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.address.ip().to_canonical().is_loopback()
+    }
+
     /// Serves until `stop` says so.
     ///
     /// # Errors
@@ -102,7 +107,8 @@ impl Server {
         let mut poller = Poller::new().map_err(failed)?;
         poller.add(stop, STOP, Interest::Read).map_err(failed)?;
         poller.add(&self.listener, LISTENER, Interest::Read).map_err(failed)?;
-        let shared = Shared::new(inlet, self.settings);
+        let loopback = self.is_loopback();
+        let shared = Shared::new(inlet, self.settings, loopback);
         let mut hall = Hall {
             listener: self.listener,
             connections: Vec::new(),
