@@ -68,7 +68,12 @@ fn the_routes_of_flowd_go_are_there() {
     for state in ["start", "end"] {
         let expected = json!({"state": state, "protocol": "tcp", "src": "[::1]:2345",
             "dst": "[::1]:5777", "experiment": 511, "activity": 63});
-        assert_eq!(api.get(&format!("/dummy/{state}")), expected);
+        let path = format!("/dummy/{state}");
+        let head = api.ask("HEAD", &path, "");
+        let length = head.header("Content-Length").unwrap().to_owned();
+        assert_eq!((head.status, length), (200, expected.to_string().len().to_string()));
+        assert_eq!(api.inlet.count(), Ok(usize::from(state == "end")), "HEAD changes nothing");
+        assert_eq!(api.get(&path), expected);
         assert_eq!(api.inlet.count(), Ok(usize::from(state == "start")));
     }
 }

@@ -19,6 +19,8 @@ const OPENAPI: &str = include_str!("openapi.json");
 pub(super) struct Call<'a> {
     body: &'a [u8],
     inlet: &'a Inlet,
+    /// Whether nothing may change: the method is HEAD.
+    safe: bool,
     /// Whether there is no memory left for a long answer.
     crowded: bool,
 }
@@ -89,7 +91,8 @@ pub(super) fn answer(
         let text = format!("{} knows only {allow}", route.path);
         return Answer { status: error(out, 405, &text), allow };
     }
-    status((route.handler)(&Call { body: &request.body, inlet, crowded }, out))
+    let safe = head.method == Method::Head;
+    status((route.handler)(&Call { body: &request.body, inlet, safe, crowded }, out))
 }
 
 /// Answers a request that may come from a web page under a name of its own, see
@@ -169,6 +172,10 @@ fn post_flow(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
 fn accept(call: &Call<'_>, events: Vec<FlowEvent>, array: bool, out: &mut Vec<u8>) -> u16 {
     let start = out.len();
     flow_json::write(&events, array, out);
+    // Flows are not opened by asking what it would look like (RFC 9110 section 9.2.1).
+    if call.safe {
+        return 200;
+    }
     match call.inlet.send_all(events) {
         Ok(()) => 200,
         Err(refused) => {
