@@ -4,7 +4,7 @@
 
 mod client;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -362,6 +362,29 @@ fn slow_and_silent_clients_are_cut_off() {
     slow.closed();
     assert!(begin.elapsed() >= Duration::from_millis(200));
     assert_eq!(Settings::default().request, Duration::from_secs(10));
+}
+
+#[test]
+fn an_empty_line_between_requests_starts_no_timer_and_stops_none() {
+    let idle = Duration::from_millis(400);
+    let settings = Settings { idle, request: Duration::from_millis(20), ..short() };
+    let api = Api::start(Ipv4Addr::LOCALHOST, settings, 10);
+    let mut client = api.connect();
+    let begin = Instant::now();
+    assert_eq!(client.ask("GET", "/healthz", "").status, 200);
+    client.stream.set_read_timeout(Some(Duration::from_millis(30))).unwrap();
+    let mut bytes = [0; 100];
+    // The end comes at the time of the idle, and without an answer.
+    let end = loop {
+        // It may have come before the line is written.
+        let _ = client.stream.write(b"\r\n");
+        match client.stream.read(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Ok(0) | Err(_)), "{}", bytes.escape_ascii());
+    assert!(begin.elapsed() >= idle);
 }
 
 #[test]

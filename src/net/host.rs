@@ -8,6 +8,23 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+/// The authority, if it has one, and the path of a request's target (RFC 9112
+/// section 3.2). A target of another form is returned as a path, and no route will
+/// match it.
+pub fn split_target(target: &str) -> (Option<&str>, &str) {
+    let (mut authority, mut path) = (None, target);
+    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    if let Some(scheme) = scheme {
+        let rest = &target[scheme.len()..];
+        let (before, after) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        (authority, path) = (Some(before), after);
+    }
+    match path.split_once('?').map_or(path, |(path, _)| path) {
+        "" => (authority, "/"),
+        path => (authority, path),
+    }
+}
+
 /// Whether a Host, or the authority of a target, names its host without DNS: by an
 /// IP address (IPv6 in brackets) or as `localhost`, with a port or without.
 pub fn needs_no_dns(host: &[u8]) -> bool {
@@ -30,7 +47,24 @@ fn is_port(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::needs_no_dns;
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_out_of_targets() {
+        for (target, authority, path) in [
+            ("/", None, "/"),
+            ("/flow?a=/b?c", None, "/flow"),
+            ("http://h:1/flow?x", Some("h:1"), "/flow"),
+            ("HTTP://h", Some("h"), "/"),
+            ("http://h?x", Some("h"), "/"),
+            ("http:///x", Some(""), "/x"),
+            ("*", None, "*"),
+            ("h:443", None, "h:443"),
+            ("?", None, "/"),
+        ] {
+            assert_eq!(split_target(target), (authority, path), "{target}");
+        }
+    }
 
     #[test]
     fn only_addresses_and_localhost_need_no_dns() {

@@ -8,12 +8,14 @@
 use std::borrow::Cow;
 use std::io::Write;
 
-use super::host::needs_no_dns;
+use super::host::{needs_no_dns, split_target};
 
 /// The longest head of a request, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
 /// The most header lines of a request.
 pub const MAX_HEADERS: usize = 64;
+/// The most empty lines' bytes before a request: a client may send one too many.
+const MAX_EMPTY: usize = 64;
 /// The longest line that announces a chunk, in bytes: its size and extensions.
 const MAX_CHUNK_LINE: usize = 256;
 
@@ -79,6 +81,8 @@ fn bad<T>(status: u16, message: impl Into<String>) -> Result<T, Bad> {
 pub struct Decoder {
     max_body: usize,
     state: State,
+    /// How many bytes of empty lines have come since the last request.
+    empty: usize,
     continues: bool,
 }
 
@@ -101,7 +105,7 @@ enum Framing {
 impl Decoder {
     /// A decoder for a new connection. A body may have up to `max_body` bytes.
     pub fn new(max_body: usize) -> Self {
-        Decoder { max_body, state: State::Head, continues: false }
+        Decoder { max_body, state: State::Head, empty: 0, continues: false }
     }
 
     /// Takes the next request off `input`; None: it is not complete yet. `input`
@@ -111,10 +115,12 @@ impl Decoder {
     /// The bytes are no request that can be served.
     pub fn decode<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Request<'a>>, Bad> {
         if matches!(self.state, State::Head) {
+            self.skip_empty_lines(input)?;
             let Some((length, head, framing, continues)) = read_head(input)? else {
                 return Ok(None);
             };
             *input = &input[length..];
+            self.empty = 0;
             self.continues = continues;
             self.state = match framing {
                 Framing::Sized(length) if length > self.max_body => return self.too_large(),
@@ -144,6 +150,18 @@ impl Decoder {
             }
             State::Chunked(head, chunks) => Some(Request { head, body: Cow::Owned(chunks.body) }),
         })
+    }
+
+    /// Empty lines before a request mean nothing (RFC 9112 section 2.2).
+    fn skip_empty_lines(&mut self, input: &mut &[u8]) -> Result<(), Bad> {
+        while let Some(rest) = input.strip_prefix(b"\r\n").or(input.strip_prefix(b"\n")) {
+            self.empty += input.len() - rest.len();
+            if self.empty > MAX_EMPTY {
+                return bad(400, "there are too many empty lines before the request");
+            }
+            *input = rest;
+        }
+        Ok(())
     }
 
     fn too_large<T>(&self) -> Result<T, Bad> {
@@ -279,23 +297,6 @@ fn read_length(value: &[u8]) -> Result<usize, Bad> {
     // What does not fit is too large, whatever the limit.
     let digits = value.iter().map(|digit| usize::from(digit - b'0'));
     Ok(digits.fold(0, |sum: usize, digit| sum.saturating_mul(10).saturating_add(digit)))
-}
-
-/// The authority, if it has one, and the path of a request's target (RFC 9112
-/// section 3.2). A target of another form is returned as a path, and no route will
-/// match it.
-fn split_target(target: &str) -> (Option<&str>, &str) {
-    let (mut authority, mut path) = (None, target);
-    let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    if let Some(scheme) = scheme {
-        let rest = &target[scheme.len()..];
-        let (before, after) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        (authority, path) = (Some(before), after);
-    }
-    match path.split_once('?').map_or(path, |(path, _)| path) {
-        "" => (authority, "/"),
-        path => (authority, path),
-    }
 }
 
 /// A body in chunks (RFC 9112 section 7.1) while it arrives.

@@ -172,6 +172,24 @@ fn heads_are_limited() {
 }
 
 #[test]
+fn empty_lines_before_a_request_are_dropped_up_to_a_limit() {
+    let mut decoder = Decoder::new(10);
+    let mut input = &b"\r\n\n\r\n"[..];
+    assert_eq!(decoder.decode(&mut input), Ok(None));
+    assert_eq!((input, decoder.in_body()), (&b""[..], false), "nothing is kept of them");
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let lines = |count: usize| "\r\n".repeat(count);
+    let most = MAX_EMPTY / 2;
+    let twice = format!("{}{get}", lines(most)).repeat(2);
+    for cuts in [vec![], (0..twice.len()).collect()] {
+        let (requests, bad) = decode(twice.as_bytes(), &cuts);
+        assert_eq!((requests.len(), bad), (2, None), "the limit is for each request");
+    }
+    assert_eq!(refused(&format!("{}{get}", lines(most + 1))), 400);
+    assert_eq!(refused(&format!("\r{get}")), 400, "not a line");
+}
+
+#[test]
 fn who_expects_to_continue_is_told_so_once() {
     let mut decoder = Decoder::new(10);
     let head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
@@ -184,23 +202,6 @@ fn who_expects_to_continue_is_told_so_once() {
     let eager = [&head[..], b"hi"].concat();
     decoder.decode(&mut &eager[..]).unwrap().unwrap();
     assert!(!decoder.take_continue() && !decoder.in_body());
-}
-
-#[test]
-fn paths_are_taken_out_of_targets() {
-    for (target, authority, path) in [
-        ("/", None, "/"),
-        ("/flow?a=/b?c", None, "/flow"),
-        ("http://h:1/flow?x", Some("h:1"), "/flow"),
-        ("HTTP://h", Some("h"), "/"),
-        ("http://h?x", Some("h"), "/"),
-        ("http:///x", Some(""), "/x"),
-        ("*", None, "*"),
-        ("h:443", None, "h:443"),
-        ("?", None, "/"),
-    ] {
-        assert_eq!(split_target(target), (authority, path), "{target}");
-    }
 }
 
 #[test]

@@ -207,13 +207,20 @@ impl Connection {
             self.input = Vec::new();
         }
         if self.input.is_empty() && !self.decoder.in_body() {
-            self.phase = Phase::Idle;
-            self.deadline = now + shared.settings.idle;
+            // Empty lines between requests, which the decoder drops, change nothing.
+            if self.phase != Phase::Idle || answered > 0 {
+                self.idle_from(shared, now);
+            }
         } else if self.phase != Phase::Request || answered > 0 {
             self.phase = Phase::Request;
             self.deadline = now + shared.settings.request;
         }
         Ok(Fate::Open)
+    }
+
+    fn idle_from(&mut self, shared: &Shared<'_>, now: Instant) {
+        self.phase = Phase::Idle;
+        self.deadline = now + shared.settings.idle;
     }
 
     /// Answers what `input` has of whole requests into `shared.out`, until that is
@@ -280,7 +287,7 @@ impl Connection {
         self.written = self.write(&self.output, self.written)?;
         if self.written == self.output.len() {
             self.output = Vec::new();
-            self.phase = Phase::Idle;
+            self.idle_from(shared, now);
         } else if self.written >= self.goal {
             self.goal = self.written + PROGRESS;
             self.deadline = now + shared.settings.write;
