@@ -183,3 +183,27 @@ fn defect_12_a_failed_start_has_an_exit_status() {
     assert_eq!(fs::read_to_string(&file).expect("still there"), "mine");
     drop(listener);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn idle_connections_that_take_all_descriptors_do_not_block_the_api() {
+    let config = config(None);
+    let port = config["plugins"]["api"]["bindPort"].as_u64().expect("a port");
+    let port = u16::try_from(port).expect("a port");
+    let daemon = Daemon::start(config);
+    let pid = daemon.pid().to_string();
+    let limited =
+        std::process::Command::new("prlimit").args(["--pid", &pid, "--nofile=40"]).status();
+    assert!(limited.expect("prlimit of util-linux").success());
+    let connect = |_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("to connect");
+    let idle: Vec<_> = (0..60).map(connect).collect();
+    daemon.wait_for_line("no descriptor is left");
+    // Each has to get in past the idle ones, and none has to wait for a pause.
+    let begin = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(daemon.get("/healthz").0, 200);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    drop(idle);
+    daemon.stop(&["no descriptor is left: the longest idle connection is closed"]);
+}

@@ -266,7 +266,10 @@ impl Daemon {
             .more
             .wait_timeout_while(lines, PATIENCE, |lines| find(lines).is_none())
             .expect("no panic");
-        find(&lines).unwrap_or_else(|| panic!("no line with {text:?} in:\n{}", lines.join("\n")))
+        let (found, all) = (find(&lines), lines.join("\n"));
+        // Who shows the log after a panic needs the lock.
+        drop(lines);
+        found.unwrap_or_else(|| panic!("no line with {text:?} in:\n{all}"))
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

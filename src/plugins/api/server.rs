@@ -8,10 +8,12 @@
 //! most 64 KiB per connection, which a short request may always have, and the one
 //! answer that is being made.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
+
+use nix::libc;
 
 use super::connection::{Connection, Fate, Shared};
 use crate::dispatcher::Inlet;
@@ -184,12 +186,26 @@ impl Hall<'_> {
     }
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
+        let mut descriptors = Descriptors::Untried;
         for _ in 0..ACCEPT {
             match self.listener.accept() {
-                Ok((stream, _)) => self.admit(poller, stream, now),
+                Ok((stream, _)) => {
+                    descriptors = Descriptors::Sufficed;
+                    self.admit(poller, stream, now);
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                    // The system wants a descriptor before it looks whether anybody
+                    // is left to accept. If so, the listener is ready again.
+                    _ if descriptors == Descriptors::Sufficed && lacking(&error) => return,
+                    // Idle clients must not keep out the others.
+                    _ if descriptors == Descriptors::Untried
+                        && lacking(&error)
+                        && self.make_room(poller, "no descriptor is left") =>
+                    {
+                        descriptors = Descriptors::Freed;
+                    }
                     _ => {
                         warn_limited!("plugins.api: cannot accept a connection: {error}");
                         self.pause(poller, now);
@@ -216,7 +232,8 @@ impl Hall<'_> {
 
     fn admit(&mut self, poller: &Poller, stream: TcpStream, now: Instant) {
         if self.open >= self.shared.settings.connections {
-            self.make_room(poller);
+            let limit = self.shared.settings.connections;
+            self.make_room(poller, format_args!("more than {limit} connections"));
         }
         let free = self.connections.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.connections.len());
@@ -238,18 +255,17 @@ impl Hall<'_> {
         }
     }
 
-    /// Closes the connection that was idle for the longest time.
-    fn make_room(&mut self, poller: &Poller) {
+    /// Closes the connection that was idle for the longest time, if there is any.
+    fn make_room(&mut self, poller: &Poller, why: impl std::fmt::Display) -> bool {
         let open = self.connections.iter().enumerate();
         let ages = open.filter_map(|(slot, connection)| {
             let connection = connection.as_ref()?;
             Some(((!connection.idle(), connection.active), slot))
         });
-        if let Some((_, slot)) = ages.min() {
-            let limit = self.shared.settings.connections;
-            warn_limited!("plugins.api: more than {limit} connections: the longest idle is closed");
-            self.close(poller, slot);
-        }
+        let Some((_, slot)) = ages.min() else { return false };
+        warn_limited!("plugins.api: {why}: the longest idle connection is closed");
+        self.close(poller, slot);
+        true
     }
 
     fn close(&mut self, poller: &Poller, slot: usize) {
@@ -311,6 +327,37 @@ impl Hall<'_> {
     }
 }
 
+/// What is known of the descriptors while connections are accepted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Descriptors {
+    Untried,
+    /// One was freed, and has to suffice.
+    Freed,
+    Sufficed,
+}
+
+/// Whether the process or the system has no descriptor left.
+fn lacking(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 fn token_of(slot: usize) -> u64 {
     FIRST + slot as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_that_are_documented() {
+        let settings = Settings::default();
+        assert_eq!(settings.connections, 512);
+        assert_eq!(settings.body, 4 << 20, "openapi.json and glowd(8) name it");
+        assert_eq!(settings.memory, 64 << 20);
+        assert_eq!(settings.request, Duration::from_secs(10));
+        assert_eq!(settings.idle, Duration::from_secs(60));
+        assert_eq!(settings.write, Duration::from_secs(10));
+        assert_eq!(settings.linger, Duration::from_secs(2));
+    }
 }
