@@ -32,7 +32,7 @@ lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 bench: deps-test ## print the figures beside those to reach (root)
 	$(CARGO) bench --locked
 
-fuzz: deps-build ## compile the fuzz targets, then run each for SECONDS (default 10)
+fuzz: deps-build ## compile the fuzz targets, then run each for some seconds (SECONDS_EACH=10)
 	tools/fuzz
 
 man: deps-build ## write man/glowd.8 and man/glowd.conf.5 anew

@@ -102,3 +102,12 @@ fn the_worked_example_is_the_code_that_is_tested() {
         assert!(text.contains(&format!("```rust\n{code}```\n")), "{file} is not in it as it is");
     }
 }
+
+#[test]
+fn the_variable_that_the_help_names_is_the_one_that_is_read() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let fuzz = makefile.lines().find(|line| line.starts_with("fuzz:")).unwrap();
+    let script = fs::read_to_string(root().join("tools/fuzz")).unwrap();
+    assert!(fuzz.contains("(SECONDS_EACH=10)"), "{fuzz}");
+    assert!(script.contains("\"${SECONDS_EACH:-10}\""), "{script}");
+}
