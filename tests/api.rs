@@ -9,7 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use glowd::plugins::api::Settings;
+use glowd::plugins::api::{flow_json, Settings};
+use glowd::plugins::named_pipe::line;
 use serde_json::json;
 
 use client::{Api, PATIENCE};
@@ -52,6 +53,26 @@ fn a_flow_is_taken_listed_and_ended() {
     let both = format!("[{},{}]", flow("end", 2), flow("end", 1));
     assert_eq!(client.ask("POST", "/flow", &both).status, 200);
     assert_eq!(client.ask("GET", "/flows", "").json(), json!({"flows": []}));
+}
+
+#[test]
+fn the_manual_shows_the_three_shapes_of_a_flow_and_lines_that_are_good() {
+    let text = include_str!("../man/glowd.8");
+    let flows: Vec<_> = text
+        .split("\n{\n")
+        .skip(1)
+        .map(|rest| format!("{{{}}}", rest.split("\n}\n").next().unwrap()))
+        .map(|json| flow_json::parse(json.as_bytes()).unwrap())
+        .collect();
+    assert_eq!(flows.len(), 3);
+    assert!(flows.iter().all(|flow| *flow == flows[0]), "{flows:?}");
+    let lines: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# echo ")?.strip_suffix(" > np"))
+        .map(|line| line::parse(line.as_bytes()).unwrap().unwrap())
+        .collect();
+    assert_eq!(lines[0], flows[0].events[0]);
+    assert_eq!((lines.len(), lines[1].id), (2, lines[0].id));
 }
 
 #[test]

@@ -258,9 +258,17 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         assert_eq!(document["openapi"], "3.1.0");
         let mut described = BTreeSet::new();
+        let other = document["components"]["responses"]["Other"]["description"].as_str();
+        assert!(["404", "405", "417", "501", "505"]
+            .iter()
+            .all(|code| other.unwrap().contains(code)));
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
-                assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+                // What a connection answers, or what stands in front of all routes.
+                let responses = operation["responses"].as_object().unwrap();
+                for status in ["200", "400", "403", "408", "413", "431", "503", "default"] {
+                    assert!(responses.contains_key(status), "{method} {path}: {status}");
+                }
                 described.insert((method.to_uppercase(), path.clone()));
             }
         }
