@@ -49,7 +49,9 @@ static KEYS: &[Key] = &[
         kind: Kind::List,
         default: r#"["lo"]"#,
         doc: "The interfaces whose outgoing packets are marked. One that does not exist, or whose \
-              packets begin with a header that glowd does not know, keeps glowd from starting.",
+              packets begin with a header that glowd does not know, keeps glowd from starting. One \
+              that vanishes while glowd runs is not marked again when it comes back, until glowd \
+              is restarted.",
     },
     Key {
         name: "markingStrategy",
@@ -65,7 +67,7 @@ static KEYS: &[Key] = &[
             "Where packets carry the tag: in the flow label, in a hop-by-hop options header, in a \
               destination options header, or in both headers. A header makes packets 8 octets \
               longer, both make them 16; connections that open while glowd runs leave room for \
-              it.",
+              it. Headers need Linux 5.7, or a distribution's kernel with its features.",
     },
     Key {
         name: "matchAll",
