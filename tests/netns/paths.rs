@@ -20,9 +20,15 @@ enum Claim {
     MatchAll,
 }
 
-/// A bulk transfer over a path with that MTU, which has to be complete; the packets
-/// that arrived.
-fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Vec<Packet> {
+/// What arrived of a bulk transfer.
+struct Transfer {
+    packets: Vec<Packet>,
+    /// Those of them before and behind the bulk, which fit each path.
+    small: Vec<Packet>,
+}
+
+/// A bulk transfer over a path with that MTU, which has to be complete.
+fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Transfer {
     println!("{strategy:?}, path MTU {mtu}, {offload:?}, {claim:?}");
     let (pair, router) = Pair::routed(mtu);
     pair.set_device(1500, offload);
@@ -39,11 +45,18 @@ fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Vec
     let (here, there) = (&rig.pair.here, &rig.pair.there);
     let mut connection = Connection::open((here, from), (there, to), 0);
     connection.ping_pong(SMALL);
+    let before = rig.captured();
     connection.send_bulk(BULK);
+    let behind = rig.captured();
     connection.ping_pong(SMALL);
     drop(connection);
-    let mut packets = rig.finish();
-    packets.retain(|packet| of(TCP, 40_000, 1094)(&packet));
+    rig.daemon.stop(&[]);
+    let captured = rig.capture.finish();
+    let flow = |part: &[Packet]| -> Vec<Packet> {
+        part.iter().filter(of(TCP, 40_000, 1094)).cloned().collect()
+    };
+    let small = [flow(&captured[..before]), flow(&captured[behind..])].concat();
+    let packets = flow(&captured);
     assert!(packets[0].tcp_flags & SYN != 0, "the SYN is the first: {}", packets[0]);
     let octets: usize = packets.iter().map(|packet| packet.data_length).sum();
     assert!(octets >= BULK + 2 * SMALL * MESSAGE, "{octets} octets were captured");
@@ -51,7 +64,7 @@ fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Vec
     // With TSO the last device does not cut them.
     let fits = |packet: &Packet| packet.actual_length + 40 <= mtu || offload == Offload::Tso;
     assert!(packets.iter().all(fits));
-    packets
+    Transfer { packets, small }
 }
 
 #[test]
@@ -61,7 +74,7 @@ fn what_fits_the_path_is_marked() {
     }
     for strategy in HEADER_STRATEGIES {
         for offload in [Offload::Tso, Offload::Gso, Offload::None] {
-            let packets = transfer(strategy, 1400, offload, Claim::Flow);
+            let Transfer { packets, .. } = transfer(strategy, 1400, offload, Claim::Flow);
             // What does not fit has not arrived.
             each(&packets, |packet| is_marked(packet, strategy, ATLAS));
             let full = packets.iter().filter(|packet| packet.actual_length + 40 + 32 > 1400);
@@ -79,9 +92,9 @@ fn a_path_without_room_gets_its_large_packets_unmarked() {
     }
     for strategy in HEADER_STRATEGIES {
         for offload in [Offload::Tso, Offload::Gso, Offload::None] {
-            let packets = transfer(strategy, 1280, offload, Claim::Flow);
-            small_ones_are_marked(&packets, strategy);
-            let plain = packets.iter().filter(|packet| is_plain(packet).is_ok()).count();
+            let transfer = transfer(strategy, 1280, offload, Claim::Flow);
+            small_ones_are_marked(&transfer, strategy);
+            let plain = transfer.packets.iter().filter(|packet| is_plain(packet).is_ok()).count();
             assert!(plain > 0, "some are as large as the path takes them");
         }
     }
@@ -96,21 +109,19 @@ fn what_no_flow_claims_arrives_by_each_path() {
     for strategy in HEADER_STRATEGIES {
         for mtu in [1400, 1280] {
             for offload in [Offload::Tso, Offload::None] {
-                let packets = transfer(strategy, mtu, offload, Claim::MatchAll);
-                small_ones_are_marked(&packets, strategy);
+                let transfer = transfer(strategy, mtu, offload, Claim::MatchAll);
+                small_ones_are_marked(&transfer, strategy);
             }
         }
     }
 }
 
-/// All are marked or as they were sent; those of the messages, and those that open the
-/// connection, are marked.
-fn small_ones_are_marked(packets: &[Packet], strategy: Strategy) {
-    each(packets, |packet| {
-        let marked = is_marked(packet, strategy, ATLAS);
-        match packet.data_length <= MESSAGE {
-            true => marked,
-            false => marked.or_else(|_| is_plain(packet)),
-        }
+/// All are marked or as they were sent; those of the messages, and those that open and
+/// close the connection, are marked.
+fn small_ones_are_marked(transfer: &Transfer, strategy: Strategy) {
+    let small = each(&transfer.small, |packet| is_marked(packet, strategy, ATLAS));
+    assert!(small >= 2 * SMALL, "{small}");
+    each(&transfer.packets, |packet| {
+        is_marked(packet, strategy, ATLAS).or_else(|_| is_plain(packet))
     });
 }
