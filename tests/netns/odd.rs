@@ -178,7 +178,7 @@ fn jumbograms_arrive() {
             rig.capture.find(0, std::time::Duration::ZERO, is_jumbo)
         });
         drop(connection);
-        let packets = rig.finish();
+        let packets = rig.finish_with(&["gso_max_size"]);
         let flow: Vec<_> = packets.iter().filter(of(TCP, 40_000, 5001)).cloned().collect();
         assert!(flow.iter().map(|packet| packet.data_length).sum::<usize>() >= sent);
         each(&flow, |packet| {

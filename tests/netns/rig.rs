@@ -214,10 +214,18 @@ impl Rig {
         self.capture.find(from, PATIENCE, this).expect("the probe arrives")
     }
 
-    /// Stops the daemon and returns what was captured, without probes.
+    /// Stops the daemon and returns what was captured until then, without probes.
     pub(crate) fn finish(self) -> Vec<Packet> {
-        self.daemon.stop(&[]);
+        self.finish_with(&[])
+    }
+
+    /// The same; the daemon's log may have warnings with one of these texts.
+    pub(crate) fn finish_with(mut self, warnings: &[&str]) -> Vec<Packet> {
+        // What is sent later, such as the last octets of a connection, is not marked.
+        let end = self.captured();
+        self.daemon.stop(warnings);
         let mut packets = self.capture.finish();
+        packets.truncate(end);
         packets.retain(|packet| !is_probe(packet));
         packets
     }
