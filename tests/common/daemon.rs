@@ -199,7 +199,12 @@ impl Daemon {
                 self.notices.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
                 self.notices.last()
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            // A wait with a timeout is interrupted even if nobody handles signals.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                None
+            }
             Err(error) => panic!("the notify socket: {error}"),
         }
     }
