@@ -399,7 +399,7 @@ fn an_empty_line_between_requests_starts_no_timer_and_stops_none() {
     let end = loop {
         // It may have come before the line is written.
         let _ = client.stream.write(b"\r\n");
-        match client.stream.read(&mut bytes) {
+        match client.read(&mut bytes) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             end => break end,
         }

@@ -142,9 +142,19 @@ impl Client {
         answer
     }
 
+    /// A wait with a timeout may be interrupted although nobody handles signals.
+    pub(crate) fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.stream.read(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
     fn more(&mut self) -> bool {
         let mut bytes = [0; 65536];
-        let count = self.stream.read(&mut bytes).unwrap();
+        let count = self.read(&mut bytes).unwrap();
         self.pending.extend_from_slice(&bytes[..count]);
         count > 0
     }
@@ -152,7 +162,7 @@ impl Client {
     /// Waits until the server has closed the connection, after no further answer.
     pub(crate) fn closed(&mut self) {
         assert_eq!(self.pending, [0; 0]);
-        match self.stream.read(&mut [0; 100]) {
+        match self.read(&mut [0; 100]) {
             Ok(count) => assert_eq!(count, 0),
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
         }
