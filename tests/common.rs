@@ -1,6 +1,6 @@
 //! What the other modules share: a daemon under test, namespaces, traffic, packets.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(crate) use {capture::*, daemon::*, netns::*, raw::*, ring::*, traffic::*, tu
 
 /// How long a test waits for what has to happen. Only a failing test waits that
 /// long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives a value.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -45,4 +45,15 @@ pub(crate) fn skip_unless_root() -> bool {
         println!("SKIP: needs root");
     }
     skip
+}
+
+/// Receives a datagram. A wait with a timeout may be interrupted although nobody
+/// handles signals.
+pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }

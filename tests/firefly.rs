@@ -164,13 +164,13 @@ fn sinks() -> [UdpSocket; 2] {
 
 fn receive(socket: &UdpSocket) -> String {
     let mut buffer = [0; 65536];
-    let length = socket.recv(&mut buffer).expect("a firefly");
+    let length = crate::common::receive(socket, &mut buffer).expect("a firefly");
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 fn is_empty(socket: &UdpSocket) -> bool {
     socket.set_nonblocking(true).unwrap();
-    let nothing = socket.recv(&mut [0; 1]).is_err();
+    let nothing = crate::common::receive(socket, &mut [0; 1]).is_err();
     socket.set_nonblocking(false).unwrap();
     nothing
 }
@@ -361,7 +361,7 @@ fn collectors_are_found_by_name() {
     };
     rig.stop();
     let mut received = Vec::new();
-    while let Ok(length) = sinks[found].recv(&mut buffer) {
+    while let Ok(length) = crate::common::receive(&sinks[found], &mut buffer) {
         let document = valid(std::str::from_utf8(&buffer[..length]).unwrap());
         received.push(document["flow-id"]["src-port"].as_u64().unwrap());
     }

@@ -59,7 +59,7 @@ impl Collector {
         // Ends with the process: the socket is the test's alone.
         thread::spawn(move || {
             let mut buffer = [0; 2048];
-            while let Ok(length) = socket.recv(&mut buffer) {
+            while let Ok(length) = crate::common::receive(&socket, &mut buffer) {
                 let text = String::from_utf8_lossy(&buffer[..length]);
                 let json = text.find('{').map(|at| serde_json::from_str(&text[at..]));
                 let Some(Ok(firefly)) = json else { panic!("not a firefly: {text}") };

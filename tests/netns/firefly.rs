@@ -53,7 +53,9 @@ fn silent_neighbours_cost_the_collectors_nothing() {
     daemon.write(&lines);
     let mut buffer = [0; 2048];
     for sink in &sinks {
-        let received = (0..2 * FLOWS).take_while(|_| sink.recv(&mut buffer).is_ok()).count();
+        let received = (0..2 * FLOWS)
+            .take_while(|_| crate::common::receive(sink, &mut buffer).is_ok())
+            .count();
         assert_eq!(received, 2 * FLOWS as usize, "the collector has not got them all");
     }
 

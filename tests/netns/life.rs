@@ -34,7 +34,7 @@ fn udp_is_marked_from_start_to_end() {
         send();
         let mut buffer = [0; 100];
         for n in (0..COUNT).chain(0..COUNT).chain(0..COUNT) {
-            assert_eq!(sink.recv(&mut buffer).expect("a datagram"), n);
+            assert_eq!(crate::common::receive(&sink, &mut buffer).expect("a datagram"), n);
         }
         let packets = rig.finish();
         let flow: Vec<_> = packets.iter().filter(of(UDP, 40_000, 5001)).cloned().collect();
@@ -91,7 +91,7 @@ fn defect_04_a_start_of_udp_marks_udp_and_not_tcp() {
         let sink = udp(&rig.pair.there, to, from);
         for _ in 0..COUNT {
             socket.send(b"datagram").expect("to send");
-            sink.recv(&mut [0; 100]).expect("a datagram");
+            crate::common::receive(&sink, &mut [0; 100]).expect("a datagram");
         }
         let packets = rig.finish();
         for number in [TCP, UDP] {

@@ -115,7 +115,7 @@ fn a_packet_never_outgrows_the_mtu() {
         let full = 1500 - 40 - 8;
         for size in full - 20..=full {
             assert_eq!(socket.send(&vec![1; size]).expect("to send"), size);
-            assert_eq!(sink.recv(&mut [0; 2000]).expect("a datagram"), size);
+            assert_eq!(crate::common::receive(&sink, &mut [0; 2000]).expect("a datagram"), size);
         }
         let packets = rig.finish();
         let count = each(packets.iter().filter(of_flow), |packet| {
@@ -143,7 +143,7 @@ fn defect_04_of_fragments_the_first_is_marked() {
         let mut buffer = vec![0; 5000];
         for _ in 0..10 {
             socket.send(&datagram).expect("to send");
-            let length = sink.recv(&mut buffer).expect("the datagram");
+            let length = crate::common::receive(&sink, &mut buffer).expect("the datagram");
             assert!(buffer[..length] == datagram, "{strategy:?}: the datagram was damaged");
         }
         let mut packets = rig.finish();
@@ -238,7 +238,10 @@ fn udp_super_packets_are_marked() {
         for _ in 0..COUNT {
             assert_eq!(socket.send(&data).expect("to send"), 5000);
             for _ in 0..5 {
-                assert_eq!(sink.recv(&mut [0; 2000]).expect("a datagram"), 1000);
+                assert_eq!(
+                    crate::common::receive(&sink, &mut [0; 2000]).expect("a datagram"),
+                    1000
+                );
             }
         }
         let packets = rig.finish();

@@ -18,7 +18,9 @@ fn three_capabilities_are_enough() {
             let (socket, sink) = (udp(&rig.pair.here, from, to), udp(&rig.pair.there, to, from));
             rig.obey(&line(true, "udp", from, to, ATLAS));
             (0..9).for_each(|_| assert_eq!(socket.send(&[7; 100]).expect("to send"), 100));
-            (0..9).for_each(|_| assert_eq!(sink.recv(&mut [0; 200]).expect("a datagram"), 100));
+            (0..9).for_each(|_| {
+                assert_eq!(crate::common::receive(&sink, &mut [0; 200]).expect("a datagram"), 100)
+            });
             let packets = rig.finish();
             let flow = packets.iter().filter(of(UDP, 40_000, 5001));
             assert_eq!(each(flow, |packet| is_marked(packet, strategy, ATLAS)), 9);
