@@ -2,9 +2,10 @@
 //! where they can do it.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
+use std::time::Instant;
 
 use nix::sys::socket::{
     bind, connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrIn6,
@@ -66,7 +67,13 @@ impl Connection {
                 }
             });
             let (mut got, mut buffer) = (0, vec![0; pattern.len()]);
+            let start = Instant::now();
             while got < octets {
+                if start.elapsed() > PATIENCE {
+                    // Else the client would go on.
+                    server.shutdown(Shutdown::Both).expect("to end it");
+                    panic!("only {got} of {octets} octets arrived in time");
+                }
                 let at = got % pattern.len();
                 let wanted = (pattern.len() - at).min(octets - got);
                 let length = server.read(&mut buffer[..wanted]).expect("to receive");
