@@ -67,13 +67,25 @@ fn transfer(strategy: Strategy, mtu: u32, offload: Offload, claim: Claim) -> Tra
     Transfer { packets, small }
 }
 
+/// Who may cut the transfer into segments. Not a device behind the router: Linux
+/// stalls some connections whose super-packets it forwards whole and with destination
+/// options to a narrower link, also those of the socket option IPV6_DSTOPTS without
+/// a daemon. Those that stall have a high sequence number, as if the router took a
+/// part of it for the length of the segments' headers.
+fn offloads(strategy: Strategy) -> &'static [Offload] {
+    match strategy {
+        Strategy::HopByHop => &[Offload::Tso, Offload::Gso, Offload::None],
+        _ => &[Offload::Gso, Offload::None],
+    }
+}
+
 #[test]
 fn what_fits_the_path_is_marked() {
     if skip_unless_root() {
         return;
     }
     for strategy in HEADER_STRATEGIES {
-        for offload in [Offload::Tso, Offload::Gso, Offload::None] {
+        for &offload in offloads(strategy) {
             let Transfer { packets, .. } = transfer(strategy, 1400, offload, Claim::Flow);
             // What does not fit has not arrived.
             each(&packets, |packet| is_marked(packet, strategy, ATLAS));
@@ -91,7 +103,7 @@ fn a_path_without_room_gets_its_large_packets_unmarked() {
         return;
     }
     for strategy in HEADER_STRATEGIES {
-        for offload in [Offload::Tso, Offload::Gso, Offload::None] {
+        for &offload in offloads(strategy) {
             let transfer = transfer(strategy, 1280, offload, Claim::Flow);
             small_ones_are_marked(&transfer, strategy);
             let plain = transfer.packets.iter().filter(|packet| is_plain(packet).is_ok()).count();
@@ -108,7 +120,7 @@ fn what_no_flow_claims_arrives_by_each_path() {
     }
     for strategy in HEADER_STRATEGIES {
         for mtu in [1400, 1280] {
-            for offload in [Offload::Tso, Offload::None] {
+            for &offload in offloads(strategy) {
                 let transfer = transfer(strategy, mtu, offload, Claim::MatchAll);
                 small_ones_are_marked(&transfer, strategy);
             }
