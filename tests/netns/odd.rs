@@ -52,16 +52,23 @@ fn a_tunnel_carries_bulk_tcp() {
             }
             let mut rig = Rig::matching_all(pair, strategy);
             rig.obey(&line(true, "udp", v6(HERE, 1), v6(THERE, 2), ATLAS));
+            let drops = |Pair { here, there }: &Pair| here.drops(DEVICE) + there.drops(DEVICE);
+            let before = drops(&rig.pair);
             let (here, there) = (&rig.pair.here, &rig.pair.there);
-            let before = here.drops(DEVICE) + there.drops(DEVICE);
             let (from, to) = (v6("fd03::1", 40_000), v6("fd03::2", 1094));
             let mut connection = Connection::open((here, from), (there, to), 0);
             connection.ping_pong(50);
+            let small = rig.captured();
             connection.send_bulk(BULK);
             drop(connection);
-            assert_eq!(here.drops(DEVICE) + there.drops(DEVICE), before, "packets were dropped");
-            let mut packets = rig.finish();
-            packets.retain(|packet| (packet.protocol, packet.dst_port) == (UDP, PORT));
+            assert_eq!(drops(&rig.pair), before, "packets were dropped");
+            rig.daemon.stop(&[]);
+            let captured = rig.capture.finish();
+            let tunnel = |packet: &&Packet| (packet.protocol, packet.dst_port) == (UDP, PORT);
+            let small = captured[..small].iter().filter(tunnel);
+            let count = each(small, |packet| is_marked(packet, strategy, ATLAS));
+            assert!(count >= 50, "{count}");
+            let packets: Vec<_> = captured.iter().filter(tunnel).cloned().collect();
             let octets: usize = packets.iter().map(|packet| packet.data_length).sum();
             assert!(octets >= BULK, "{octets} octets were captured");
             each(&packets, |packet| {
@@ -69,9 +76,9 @@ fn a_tunnel_carries_bulk_tcp() {
                 if offload == "off" && packet.actual_length + 40 > 1500 {
                     return Err(format!("exceeds the MTU: {packet}"));
                 }
-                match strategy == Strategy::Label || packet.actual_length < 1000 {
-                    true => marked,
-                    false => marked.or_else(|_| is_plain(packet)),
+                match strategy {
+                    Strategy::Label => marked,
+                    _ => marked.or_else(|_| is_plain(packet)),
                 }
             });
         }
