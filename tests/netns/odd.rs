@@ -54,6 +54,8 @@ fn a_tunnel_carries_bulk_tcp() {
             rig.obey(&line(true, "udp", v6(HERE, 1), v6(THERE, 2), ATLAS));
             let drops = |Pair { here, there }: &Pair| here.drops(DEVICE) + there.drops(DEVICE);
             let before = drops(&rig.pair);
+            // The tunnel's devices speak also before and behind the daemon's life.
+            let start = rig.captured();
             let (here, there) = (&rig.pair.here, &rig.pair.there);
             let (from, to) = (v6("fd03::1", 40_000), v6("fd03::2", 1094));
             let mut connection = Connection::open((here, from), (there, to), 0);
@@ -62,13 +64,14 @@ fn a_tunnel_carries_bulk_tcp() {
             connection.send_bulk(BULK);
             drop(connection);
             assert_eq!(drops(&rig.pair), before, "packets were dropped");
+            let end = rig.captured();
             rig.daemon.stop(&[]);
             let captured = rig.capture.finish();
             let tunnel = |packet: &&Packet| (packet.protocol, packet.dst_port) == (UDP, PORT);
-            let small = captured[..small].iter().filter(tunnel);
+            let small = captured[start..small].iter().filter(tunnel);
             let count = each(small, |packet| is_marked(packet, strategy, ATLAS));
             assert!(count >= 50, "{count}");
-            let packets: Vec<_> = captured.iter().filter(tunnel).cloned().collect();
+            let packets: Vec<_> = captured[start..end].iter().filter(tunnel).cloned().collect();
             let octets: usize = packets.iter().map(|packet| packet.data_length).sum();
             assert!(octets >= BULK, "{octets} octets were captured");
             each(&packets, |packet| {
