@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::Arc;
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
 use crate::flow_table::{Admission, Change, FlowTable};
+use crate::log::About;
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
@@ -297,42 +298,45 @@ impl Dispatcher {
         let mut out = Vec::with_capacity(events.len());
         let mut refused = 0;
         for event in events {
-            if tickets == 0 && event.state == FlowState::Start && !self.table.contains(&event.id) {
+            let (id, time, state) = (event.id, event.time.unwrap_or(now), event.state);
+            let about = |tag| About::new(source, state, id, tag);
+            if tickets == 0 && state == FlowState::Start && !self.table.contains(&id) {
                 if !self.admission.reserve(1) {
-                    debug!("{source}: {}: refused, the flow table is full", event.id);
+                    about(Some(event.tag)).debug(format_args!("refused, the flow table is full"));
                     refused += 1;
                     continue;
                 }
                 tickets += 1;
             }
-            let (id, time) = (event.id, event.time.unwrap_or(now));
+            let told = event.tag;
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
-                    debug!("{source}: start {id}: {}, label {:#07x}", flow.tag, flow.label);
+                    let Flow { tag, label, .. } = flow;
+                    about(Some(tag)).debug(format_args!("{tag}, label {label:#07x}"));
                     tickets -= 1;
                     self.counters.started += 1;
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
-                    debug!("{source}: end {id}: {}", flow.tag);
+                    about(Some(flow.tag)).debug(format_args!("{}", flow.tag));
                     tickets += 1;
                     self.counters.ended += 1;
                     let end = time.max(flow.start);
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
-                    debug!("{source}: start {id}: {} becomes {}", old.tag, new.tag);
+                    about(Some(new.tag)).debug(format_args!("{} becomes {}", old.tag, new.tag));
                     self.counters.retagged += 1;
                     let end = new.start.max(old.start);
                     out.push(Event::End(old, end));
                     out.push(Event::Start(new));
                 }
                 Change::Repeated => {
-                    debug!("{source}: start {id}: open already");
+                    about(Some(told)).debug(format_args!("open already"));
                     self.counters.repeated += 1;
                 }
                 Change::Unknown => {
-                    debug!("{source}: end {id}: not open");
+                    about(None).debug(format_args!("not open"));
                     self.counters.unknown_ends += 1;
                 }
             }
