@@ -61,7 +61,9 @@ fn help_lists_the_commands_and_explains_each() {
     let help = printed(&["help"]);
     assert_eq!(printed(&["-h"]), help);
     assert_eq!(printed(&["--help"]), help);
-    for command in ["run", "conf", "marker clean", "version", "help", "man"] {
+    for command in
+        ["run", "conf", "marker clean", "tag encode", "tag decode", "version", "help", "man"]
+    {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         let one = printed(&words);
@@ -69,6 +71,49 @@ fn help_lists_the_commands_and_explains_each() {
     }
     assert_eq!(printed(&["run", "-h"]), printed(&["help", "run"]));
     assert_eq!(printed(&["marker", "clean", "--help"]), printed(&["help", "marker", "clean"]));
+}
+
+#[test]
+fn tags_are_encoded_and_decoded() {
+    let encoded = printed(&["tag", "encode", "ATLAS", "production output"]);
+    assert_eq!(
+        encoded,
+        "experiment  2 atlas\n\
+         activity    16 Production Output\n\
+         scitag      144\n\
+         flow label  0x10040 (65600), with entropy up to 0xd0143\n\
+         option      1e 03 00 02 10\n\
+         header      06 00 1e 03 00 02 10 00 (before TCP)\n\
+         tcpdump     'ip6[0:4] & 0x3fefc == 0x10040'\n"
+    );
+    for value in ["144", "06 00 1e 03 00 02 10 00"] {
+        let decoded = printed(&["tag", "decode", value]);
+        assert!(decoded.contains("experiment 2 (atlas), activity 16 (Production Output)\n"));
+        assert!(decoded.ends_with(&encoded), "{decoded}");
+    }
+    // A label where a scitag was meant, and a number that may be both.
+    let label = run(&["tag", "decode", "65600"]);
+    assert!(out(&label).starts_with("flow label: experiment 2 (atlas)"), "{}", out(&label));
+    assert!(err(&label).starts_with("warn: 65600 is a flow label; "), "{}", err(&label));
+    assert!(err(&label).trim_end().ends_with("it is 144"), "{}", err(&label));
+    let both = run(&["tag", "decode", "897"]);
+    assert!(out(&both).starts_with("scitag: experiment 14 (xenon), activity 1 (default)"));
+    assert_eq!(
+        err(&both),
+        "warn: 897, taken as a scitag; as a flow label it is experiment 256 (not registered), \
+         activity 32 (not registered)\n"
+    );
+    for (words, message) in [
+        (&["tag", "encode", "2"][..], "\"tag encode\" takes two words: "),
+        (&["tag", "encode", "alice", "64"], "activity 64 is out of range (0 to 63)"),
+        (&["tag", "encode", "alcie", "1"], "\"alcie\" is no experiment: did you mean \"alice\"?"),
+        (&["tag", "decode"], "\"tag decode\" takes a number, or bytes in hexadecimal"),
+        (&["tag", "decode", "0"], "\"0\" carries no tag, in whichever form"),
+        (&["tag"], "\"tag\" is not a command: did you mean \"tag encode\"?"),
+    ] {
+        let lines = refused(words, 64);
+        assert!(lines[0].starts_with(&format!("glowd: {message}")), "{lines:?}");
+    }
 }
 
 #[test]

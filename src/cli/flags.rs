@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::commands;
+use super::{commands, tag};
 use crate::config;
 use crate::error::Result;
 
@@ -111,6 +111,23 @@ pub static COMMANDS: &[Command] = &[
               not needed for a new start, which replaces them. Where a glowd is at work, nothing \
               is touched and that is an error.",
         run: commands::marker_clean,
+    },
+    Command {
+        name: "tag encode",
+        operand: Some("EXPERIMENT ACTIVITY"),
+        doc: "Print a tag in all the forms in which it travels. These are the scitag integer of \
+              XRootD and HTTP, the IPv6 flow label, the option of the extension headers, and a \
+              filter for tcpdump. Both words are ids or registered names, in any case.",
+        run: tag::encode,
+    },
+    Command {
+        name: "tag decode",
+        operand: Some("VALUE"),
+        doc: "Print which experiment and activity a value means. It is a scitag integer or a flow \
+              label, in decimal or behind 0x in hexadecimal; or bytes in hexadecimal: an option, \
+              an extension header or an IPv6 packet from its first byte on. A value that may mean \
+              something else too is warned of.",
+        run: tag::decode,
     },
     Command {
         name: "version",

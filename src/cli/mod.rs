@@ -6,6 +6,7 @@ mod flags;
 mod help;
 pub mod man;
 mod parse;
+mod tag;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
