@@ -1,7 +1,7 @@
 //! The daemon's whole life on one page: build everything, start the threads, say
 //! READY, wait, stop, join.
 
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use log::{error, info, warn};
 use nix::sys::signal::Signal;
@@ -57,7 +57,7 @@ pub fn run(config: &Config) -> Result<()> {
 
 /// From the first part that is built to the last thread that is joined.
 fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) -> Result<()> {
-    let context = Context { max_flows: config.max_flows() };
+    let context = Context { max_flows: config.max_flows(), names: Arc::new(config.names()?) };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
         let backend = (spec.build)(section, &context).at(section.path())?;
@@ -74,6 +74,7 @@ fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) 
     // first, and then those that run are joined.
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
+    dispatcher.name_by(context.names.clone());
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);
         workers.start(format!("backends.{name}"), move || backend.run(queue))?;

@@ -18,8 +18,9 @@ use log::{info, warn};
 
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
-use crate::flow_table::{Admission, Change, FlowTable};
+use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::log::About;
+use crate::registry::Names;
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
@@ -41,9 +42,12 @@ pub enum Event {
 /// Events in their order, shared by all backends.
 pub type Batch = Arc<Vec<Event>>;
 
+/// Which plugin tells, and how it knows.
+type Source = (&'static str, Authority);
+
 /// What the dispatcher is told.
 enum Message {
-    Events { source: &'static str, events: Vec<FlowEvent>, admitted: Admitted },
+    Events { source: Source, events: Vec<FlowEvent>, admitted: Admitted },
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Report,
@@ -89,7 +93,7 @@ impl std::fmt::Display for Refused {
 pub struct Inlet {
     messages: SyncSender<Message>,
     admission: Arc<Admission>,
-    source: &'static str,
+    source: Source,
 }
 
 impl Inlet {
@@ -161,7 +165,14 @@ impl Inlet {
     /// The same way in, for another plugin.
     #[must_use]
     pub fn for_source(&self, source: &'static str) -> Self {
-        Inlet { source, ..self.clone() }
+        Inlet { source: (source, Authority::Told), ..self.clone() }
+    }
+
+    /// The same way in, for events that nobody told the plugin of: it found them.
+    /// They have no effect on flows that somebody has told of.
+    #[must_use]
+    pub fn for_what_is_found(&self) -> Self {
+        Inlet { source: (self.source.0, Authority::Found), ..self.clone() }
     }
 }
 
@@ -211,6 +222,7 @@ struct Counters {
     repeated: u64,
     retagged: u64,
     unknown_ends: u64,
+    outranked: u64,
     refused: u64,
 }
 
@@ -221,6 +233,7 @@ pub struct Dispatcher {
     table: FlowTable,
     admission: Arc<Admission>,
     counters: Counters,
+    names: Option<Arc<Names>>,
 }
 
 impl Dispatcher {
@@ -228,10 +241,20 @@ impl Dispatcher {
     pub fn new(max_flows: u32, key: EntropyKey) -> (Self, Inlet) {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
-        let inlet = Inlet { messages: sender, admission: admission.clone(), source: "glowd" };
+        let inlet = Inlet {
+            messages: sender,
+            admission: admission.clone(),
+            source: ("glowd", Authority::Told),
+        };
         let table = FlowTable::new(key);
         let counters = Counters::default();
-        (Dispatcher { messages, outlets: Vec::new(), table, admission, counters }, inlet)
+        let outlets = Vec::new();
+        (Dispatcher { messages, outlets, table, admission, counters, names: None }, inlet)
+    }
+
+    /// Shows names beside ids in the log.
+    pub fn name_by(&mut self, names: Arc<Names>) {
+        self.names = Some(names);
     }
 
     /// A queue for the backend called `name`.
@@ -257,7 +280,7 @@ impl Dispatcher {
         }
     }
 
-    fn take(&mut self, source: &'static str, events: Vec<FlowEvent>, admitted: Admitted) {
+    fn take(&mut self, source: Source, events: Vec<FlowEvent>, admitted: Admitted) {
         match admitted {
             Admitted::Yes => {
                 let tickets = starts(&events);
@@ -293,13 +316,17 @@ impl Dispatcher {
 
     /// Applies the events, for which `tickets` are reserved; a start that finds
     /// none left takes one, or is refused. Returns how many were refused.
-    fn apply(&mut self, source: &'static str, events: Vec<FlowEvent>, mut tickets: usize) -> usize {
+    fn apply(&mut self, source: Source, events: Vec<FlowEvent>, mut tickets: usize) -> usize {
         let now = Timestamp::now();
+        // Only the log needs it.
+        let names = self.names.as_ref().filter(|_| log::log_enabled!(log::Level::Debug));
+        let registry = names.map(|names| names.get());
+        let registry = registry.as_deref();
         let mut out = Vec::with_capacity(events.len());
         let mut refused = 0;
         for event in events {
             let (id, time, state) = (event.id, event.time.unwrap_or(now), event.state);
-            let about = |tag| About::new(source, state, id, tag);
+            let about = |tag| About::new(source.0, state, id, tag, registry);
             if tickets == 0 && state == FlowState::Start && !self.table.contains(&id) {
                 if !self.admission.reserve(1) {
                     about(Some(event.tag)).debug(format_args!("refused, the flow table is full"));
@@ -312,24 +339,28 @@ impl Dispatcher {
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
                     let Flow { tag, label, .. } = flow;
-                    about(Some(tag)).debug(format_args!("{tag}, label {label:#07x}"));
+                    about(Some(tag)).debug(format_args!("label {label:#07x}"));
                     tickets -= 1;
                     self.counters.started += 1;
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
-                    about(Some(flow.tag)).debug(format_args!("{}", flow.tag));
+                    about(Some(flow.tag)).debug(format_args!("over"));
                     tickets += 1;
                     self.counters.ended += 1;
                     let end = time.max(flow.start);
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
-                    about(Some(new.tag)).debug(format_args!("{} becomes {}", old.tag, new.tag));
+                    about(Some(new.tag)).debug(format_args!("instead of {}", old.tag));
                     self.counters.retagged += 1;
                     let end = new.start.max(old.start);
                     out.push(Event::End(old, end));
                     out.push(Event::Start(new));
+                }
+                Change::Outranked => {
+                    about(Some(told)).debug(format_args!("no effect: somebody told of the flow"));
+                    self.counters.outranked += 1;
                 }
                 Change::Repeated => {
                     about(Some(told)).debug(format_args!("open already"));
@@ -365,10 +396,11 @@ impl Dispatcher {
     }
 
     fn report(&mut self) {
-        let Counters { started, ended, repeated, retagged, unknown_ends, refused } = self.counters;
+        let Counters { started, ended, repeated, retagged, unknown_ends, outranked, refused } =
+            self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {outranked} outranked, {refused} refused",
             self.table.count(),
             self.admission.limit()
         );

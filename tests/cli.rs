@@ -200,7 +200,7 @@ fn defect_12_failures_have_their_exit_status() {
         format!("glowd: {path}:1:14: maxFlows: 0 is out of range (1 to 10000000)"),
         format!(
             "glowd: {path}:2:1: plugin: this version of glowd does not know this key: did you \
-             mean \"plugins\"? (known: pidPath, workDir, maxFlows, stunServers, log, plugins, \
+             mean \"plugins\"? (known: pidPath, workDir, maxFlows, registryPath, unknownIds, stunServers, log, plugins, \
              backends)"
         ),
     ];
@@ -359,7 +359,7 @@ fn the_journal_gets_fields_or_priorities() {
         fields,
         "PLUGIN=namedPipe\nFLOW_STATE=start\nFLOW_PROTOCOL=tcp\nFLOW_SRC=2001:db8::1\n\
          FLOW_SRC_PORT=1\nFLOW_DST=2001:db8::2\nFLOW_DST_PORT=2\nFLOW_EXPERIMENT=3\n\
-         FLOW_ACTIVITY=4\n"
+         FLOW_ACTIVITY=4\nFLOW_EXPERIMENT_NAME=cms\nFLOW_ACTIVITY_NAME=Data Challenge\n"
     );
     assert_eq!(daemon.stop(), Some(0));
     assert_eq!(fs::read_to_string(&stderr).unwrap(), "");

@@ -40,6 +40,7 @@ mod tests;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::info;
@@ -55,8 +56,10 @@ use super::{Plugin, Spec};
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{At, Error, Result};
+use crate::flow::FlowState;
 use crate::log::limit::Limit;
 use crate::part::Context;
+use crate::registry::Names;
 use crate::run_dir::RunDir;
 use crate::shutdown::Stop;
 
@@ -144,10 +147,11 @@ fn check(section: &Section) -> Vec<String> {
     problems
 }
 
-fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
+fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let gid = gid(section.text("group")).at("group")?;
     let access = Access { mode: section.mode("mode"), gid };
-    Ok(Box::new(NamedPipe::open(Path::new(section.text("pipePath")), access)?))
+    let path = Path::new(section.text("pipePath"));
+    Ok(Box::new(NamedPipe::open(path, access, context.names.clone())?))
 }
 
 /// The number of a group that is given by name or number, if one is.
@@ -179,6 +183,7 @@ struct NamedPipe {
     watch: Option<Watch>,
     path: PathBuf,
     access: Access,
+    names: Arc<Names>,
     /// Why there is no current one: said once, not at each try.
     trouble: Option<String>,
     /// When to look and try again, if nothing reports before.
@@ -214,7 +219,12 @@ struct Stopping;
 
 impl End {
     /// Reads once and hands on what the bytes say.
-    fn read(&mut self, chunk: &mut [u8], out: &Inlet) -> std::result::Result<Got, Stopping> {
+    fn read(
+        &mut self,
+        chunk: &mut [u8],
+        names: &Names,
+        out: &Inlet,
+    ) -> std::result::Result<Got, Stopping> {
         self.due = false;
         let got = match self.fifo.read(chunk) {
             Ok(0) => Got::End,
@@ -227,9 +237,14 @@ impl End {
             }
         };
         let mut events = Vec::new();
+        let registry = names.get();
         let mut take = |piece: Piece<'_>| match piece {
-            Piece::Line(text) => match line::parse(text) {
-                Ok(Some(event)) => events.push(event),
+            Piece::Line(text) => match line::parse(text, &registry) {
+                Ok(Some(event)) if event.state == FlowState::End => events.push(event),
+                Ok(Some(event)) => match names.judge(&registry, event.tag, "namedPipe") {
+                    Ok(()) => events.push(event),
+                    Err(why) => crate::warn_limited!("{NAME}: ignored {}: {why}", Quoted(text)),
+                },
                 Ok(None) => {}
                 Err(fault) => crate::warn_limited!("{NAME}: ignored {}: {fault}", Quoted(text)),
             },
@@ -258,10 +273,15 @@ impl End {
 
     /// Reads what is there by now, and no more than a full buffer of it, so that
     /// no writer can hold us here.
-    fn drain(&mut self, chunk: &mut [u8], out: &Inlet) -> std::result::Result<(), Stopping> {
+    fn drain(
+        &mut self,
+        chunk: &mut [u8],
+        names: &Names,
+        out: &Inlet,
+    ) -> std::result::Result<(), Stopping> {
         let mut drained = 0;
         while drained < BUFFER {
-            match self.read(chunk, out)? {
+            match self.read(chunk, names, out)? {
                 Got::Bytes(length) => drained += length,
                 Got::Nothing | Got::End | Got::Failed => break,
             }
@@ -279,7 +299,7 @@ struct Wake {
 
 impl NamedPipe {
     /// Acquires everything.
-    fn open(path: &Path, access: Access) -> Result<Self> {
+    fn open(path: &Path, access: Access, names: Arc<Names>) -> Result<Self> {
         let mut pipe = NamedPipe {
             current: None,
             old: Vec::new(),
@@ -287,6 +307,7 @@ impl NamedPipe {
             watch: None,
             path: path.to_owned(),
             access,
+            names,
             trouble: None,
             next_try: Instant::now(),
             chunk: vec![0; CHUNK].into_boxed_slice(),
@@ -327,7 +348,7 @@ impl NamedPipe {
             return Ok(());
         }
         if let Some(mut lost) = self.current.take() {
-            lost.drain(&mut self.chunk, out)?;
+            lost.drain(&mut self.chunk, &self.names, out)?;
             // A writer may have come after its end; the next read tells.
             (lost.due, lost.deaf) = (true, false);
             self.old.push(lost);
@@ -406,14 +427,16 @@ impl NamedPipe {
     fn read(&mut self, out: &Inlet) -> std::result::Result<(), Stopping> {
         let mut at = 0;
         while let Some(end) = self.old.get_mut(at) {
-            if end.due && matches!(end.read(&mut self.chunk, out)?, Got::End | Got::Failed) {
+            if end.due
+                && matches!(end.read(&mut self.chunk, &self.names, out)?, Got::End | Got::Failed)
+            {
                 self.old.remove(at);
             } else {
                 at += 1;
             }
         }
         let Some(end) = self.current.as_mut().filter(|end| end.due) else { return Ok(()) };
-        match end.read(&mut self.chunk, out)? {
+        match end.read(&mut self.chunk, &self.names, out)? {
             Got::Bytes(_) | Got::Nothing => {}
             Got::End => match end.fifo.renew() {
                 // Elsewhere poll reports an end without writers at once, always.
@@ -456,7 +479,7 @@ impl NamedPipe {
     /// What was written before we were told to stop still counts.
     fn last(&mut self, out: &Inlet) -> std::result::Result<(), Stopping> {
         for end in self.old.iter_mut().chain(&mut self.current) {
-            end.drain(&mut self.chunk, out)?;
+            end.drain(&mut self.chunk, &self.names, out)?;
         }
         Ok(())
     }

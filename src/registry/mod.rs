@@ -2,6 +2,8 @@
 //! called, as published at <https://www.scitags.org/api.json>. Read from a file;
 //! a snapshot is in the binary, for hosts that have no file.
 
+mod names;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -10,6 +12,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::flow::Tag;
+
+pub use names::{Names, Unknown};
 
 /// Where packages install the registry.
 pub const DEFAULT_PATH: &str = "/usr/share/glowd/registry.json";
@@ -20,10 +24,16 @@ const LONGEST: u64 = 1 << 20;
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 128;
 
+/// One more than the largest id of an experiment.
+const IDS: usize = 512;
+const _: () = assert!(IDS as u64 == Tag::MAX_EXPERIMENT + 1);
+
 /// Names of experiments and of their activities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registry {
     experiments: Vec<Experiment>,
+    /// For each experiment id a bit for each activity: every event asks.
+    known: Box<[u64; IDS]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +70,8 @@ impl Registry {
     /// The snapshot in the binary.
     pub fn snapshot() -> Self {
         // A test parses it.
-        let text = include_str!("../data/registry.json");
-        Registry::parse(text).unwrap_or(Registry { experiments: Vec::new() })
+        let text = include_str!("../../data/registry.json");
+        Registry::parse(text).unwrap_or_else(|_| Registry::new(Vec::new()))
     }
 
     /// Reads the file at `path`.
@@ -115,7 +125,25 @@ impl Registry {
             }
             experiments.push(Experiment { id, name, activities: known });
         }
-        Ok(Registry { experiments })
+        Ok(Registry::new(experiments))
+    }
+
+    fn new(experiments: Vec<Experiment>) -> Self {
+        let mut known = Box::new([0; IDS]);
+        for experiment in &experiments {
+            for (activity, _) in &experiment.activities {
+                // Both were judged; ids that do not fit are not there.
+                if let Ok(tag) = Tag::new(experiment.id, *activity) {
+                    known[usize::from(tag.experiment())] |= 1 << tag.activity();
+                }
+            }
+        }
+        Registry { experiments, known }
+    }
+
+    /// Whether both ids are registered.
+    pub fn contains(&self, tag: Tag) -> bool {
+        self.known[usize::from(tag.experiment())] & 1 << tag.activity() != 0
     }
 
     /// The name of an experiment.
@@ -140,28 +168,44 @@ impl Registry {
     /// # Errors
     /// A name is not registered, or an id does not fit a tag.
     pub fn tag(&self, experiment: &str, activity: &str) -> std::result::Result<Tag, String> {
-        let experiment_id = match number(experiment) {
-            Some(id) => id,
-            None => {
-                let named = self.experiments.iter().find(|e| same(&e.name, experiment));
-                named.map(|e| e.id).ok_or_else(|| {
-                    let names = self.experiments.iter().map(|e| e.name.as_str());
-                    unknown("experiment", experiment, names)
-                })?
-            }
-        };
-        let activity_id = match number(activity) {
-            Some(id) => id,
-            None => {
-                let known = self.by_id(experiment_id).map_or(&[][..], |e| &e.activities);
-                let named = known.iter().find(|(_, name)| same(name, activity));
-                named.map(|(id, _)| *id).ok_or_else(|| {
-                    let what = format!("activity of experiment {experiment}");
-                    unknown(&what, activity, known.iter().map(|(_, name)| name.as_str()))
-                })?
-            }
-        };
-        Tag::new(experiment_id, activity_id)
+        let experiment = self.experiment(experiment)?;
+        self.activity(experiment, activity)
+    }
+
+    /// The id of an experiment, given as such or by its name in any case.
+    ///
+    /// # Errors
+    /// The name is not registered, or the id does not fit a tag.
+    pub fn experiment(&self, word: &str) -> std::result::Result<u64, String> {
+        if let Some(id) = number(word) {
+            return Tag::new(id, 0).map(|_| id);
+        }
+        let named = self.experiments.iter().find(|known| same(&known.name, word));
+        named.map(|known| known.id).ok_or_else(|| {
+            let names = self.experiments.iter().map(|known| known.name.as_str());
+            unknown("experiment", word, names)
+        })
+    }
+
+    /// The tag of an experiment's activity, which is given by its id or by its name
+    /// in any case.
+    ///
+    /// # Errors
+    /// The name is not registered, or an id does not fit a tag.
+    pub fn activity(&self, experiment: u64, word: &str) -> std::result::Result<Tag, String> {
+        if let Some(id) = number(word) {
+            return Tag::new(experiment, id);
+        }
+        let known = self.by_id(experiment).map_or(&[][..], |known| &known.activities);
+        let named = known.iter().find(|(_, name)| same(name, word));
+        let id = named.map(|(id, _)| *id).ok_or_else(|| {
+            let what = match self.experiment_name(experiment) {
+                Some(name) => format!("activity of {name}"),
+                None => format!("activity of experiment {experiment}"),
+            };
+            unknown(&what, word, known.iter().map(|(_, name)| name.as_str()))
+        })?;
+        Tag::new(experiment, id)
     }
 
     fn by_id(&self, id: u64) -> Option<&Experiment> {
@@ -253,11 +297,7 @@ mod tests {
         for (experiment, activity, problem) in [
             ("altas", "1", "\"altas\" is no experiment: did you mean \"atlas\"?"),
             ("", "1", "\"\" is no experiment: registered are default, atlas, "),
-            (
-                "atlas",
-                "Stagign",
-                "\"Stagign\" is no activity of experiment atlas: did you mean \"Staging\"?",
-            ),
+            ("atlas", "Stagign", "\"Stagign\" is no activity of atlas: did you mean \"Staging\"?"),
             ("400", "x", "\"x\" is no activity of experiment 400: none is registered"),
             ("512", "1", "experiment 512 is out of range (1 to 511)"),
             ("99999999999999999999", "1", "experiment 18446744073709551615 is out of range"),
@@ -308,7 +348,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("registry.json");
         assert!(Registry::load(&path).unwrap_err().to_string().starts_with("cannot read the"));
-        std::fs::write(&path, include_str!("../data/registry.json")).unwrap();
+        std::fs::write(&path, include_str!("../../data/registry.json")).unwrap();
         assert_eq!(Registry::load(&path).unwrap(), Registry::snapshot());
         std::fs::write(&path, vec![b' '; 1 << 21]).unwrap();
         assert!(Registry::load(&path)
