@@ -3,11 +3,10 @@
 
 use log::warn;
 
-use super::commands::print;
+use super::commands::{log_to_stderr, print};
 use super::flags::Args;
 use crate::error::{Error, Result};
 use crate::flow::Tag;
-use crate::log::Destination;
 use crate::registry::Registry;
 use crate::scitag::{self, Form};
 
@@ -47,7 +46,7 @@ pub(super) fn decode(args: &Args) -> Result<()> {
 }
 
 fn registry(args: &Args) -> Result<Registry> {
-    crate::log::init(args.log_level, args.log_time, Destination::Stderr)?;
+    log_to_stderr(args)?;
     Registry::installed()
 }
 

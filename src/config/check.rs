@@ -269,6 +269,7 @@ mod tests {
                 aliases: &["port"],
                 kind: Kind::Int { min: 1, max: 65535 },
                 default: "7777",
+                live: false,
                 doc: "The port.",
             },
             Key {
@@ -276,6 +277,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "0",
+                live: false,
                 doc: "At most last.",
             },
             Key {
@@ -283,6 +285,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "5",
+                live: false,
                 doc: "At least first.",
             },
             Key {
@@ -290,6 +293,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Retired,
                 default: "1000",
+                live: false,
                 doc: "Nothing.",
             },
         ],
@@ -316,6 +320,7 @@ mod tests {
                     Choice { name: "hopByHop", aliases: &[] },
                 ]),
                 default: "\"label\"",
+                live: false,
                 doc: "How.",
             },
             Key {
@@ -323,6 +328,7 @@ mod tests {
                 aliases: &["interface"],
                 kind: Kind::List,
                 default: "[\"lo\"]",
+                live: false,
                 doc: "Where.",
             },
         ],
