@@ -3,6 +3,8 @@
 CARGO ?= cargo
 DESTDIR ?=
 PREFIX ?= /usr
+# A folder made by tools/musl-toolchain.sh, where rustup cannot download musl's target.
+MUSL_TOOLCHAIN ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 CONFDIR = $(DESTDIR)/etc/glowd
@@ -14,6 +16,9 @@ help: ## print the targets
 
 build: deps-build ## build the daemon (target/release/glowd)
 	$(CARGO) build --release --locked
+
+static: deps-static ## build the static binary (x86_64: target/x86_64-unknown-linux-musl/release/glowd)
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static
 
 run: build ## build the daemon and run it in the foreground with ./conf.json
 	target/release/glowd --conf conf.json run
@@ -56,4 +61,4 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean
+.PHONY: help build static run demo test lint bench fuzz man fmt check-macos install clean
