@@ -97,7 +97,10 @@ fn include_paths() -> Vec<OsString> {
     // Set by libbpf-sys when it has built its own libbpf; otherwise the
     // system's headers are in clang's path anyway.
     if let Some(libbpf) = env::var_os("DEP_BPF_INCLUDE") {
-        paths.extend(["-I".into(), libbpf]);
+        let mut unnamed = OsString::from("-ffile-prefix-map=");
+        unnamed.push(&libbpf);
+        unnamed.push("=libbpf");
+        paths.extend(["-I".into(), libbpf, unnamed]);
     }
     // Debian keeps asm/types.h in a folder by architecture that clang does not
     // search for the target bpf.
