@@ -106,9 +106,11 @@ fn include_paths() -> Vec<OsString> {
     // search for the target bpf.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let arch = if arch == "powerpc64" { "powerpc64le".into() } else { arch };
-    let multiarch = format!("/usr/include/{arch}-linux-gnu");
-    if Path::new(&multiarch).is_dir() {
-        paths.extend(["-idirafter".into(), multiarch.into()]);
+    // The second is that of its cross compilers.
+    let multiarch =
+        [format!("/usr/include/{arch}-linux-gnu"), format!("/usr/{arch}-linux-gnu/include")];
+    for path in multiarch.iter().filter(|path| Path::new(path).is_dir()) {
+        paths.extend(["-idirafter".into(), path.into()]);
     }
     paths
 }
