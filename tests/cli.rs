@@ -13,10 +13,10 @@ use std::time::Duration;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::common::skip_unless_root;
+use crate::common::{binary, skip_unless_root};
 
 fn glowd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+    let mut command = Command::new(binary());
     command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -292,7 +292,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]);
-        command.env("GLOWD", env!("CARGO_BIN_EXE_glowd")).env("CONF", &path);
+        command.env("GLOWD", binary()).env("CONF", &path);
         command.env("SOCKET", &socket).stdin(Stdio::null());
         command
     };

@@ -66,6 +66,9 @@ const NAME: &str = "plugins.namedPipe";
 /// How much is read at once, in bytes: about a thousand lines.
 const CHUNK: usize = 64 * 1024;
 
+/// The length of a line with short addresses, in bytes.
+const TYPICAL: usize = 40;
+
 /// How often is tried again what nothing reports.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -226,7 +229,11 @@ impl End {
                 return Ok(Got::Failed);
             }
         };
-        let mut events = Vec::new();
+        // All at once: musl returns what a growing vector leaves behind to the kernel.
+        let mut events = Vec::with_capacity(match got {
+            Got::Bytes(length) => length.div_ceil(TYPICAL),
+            _ => 1,
+        });
         let mut take = |piece: Piece<'_>| match piece {
             Piece::Line(text) => match line::parse(text) {
                 Ok(Some(event)) => events.push(event),
