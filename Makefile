@@ -3,6 +3,8 @@
 CARGO ?= cargo
 DESTDIR ?=
 PREFIX ?= /usr
+# A folder made by tools/musl-toolchain.sh, where rustup cannot download musl's target.
+MUSL_TOOLCHAIN ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 CONFDIR = $(DESTDIR)/etc/glowd
@@ -10,10 +12,13 @@ CONFDIR = $(DESTDIR)/etc/glowd
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: deps-build ## build the daemon (target/release/glowd)
 	$(CARGO) build --release --locked
+
+static: deps-static ## build the static binary (x86_64: target/x86_64-unknown-linux-musl/release/glowd)
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static
 
 run: build ## build the daemon and run it in the foreground with ./conf.json
 	target/release/glowd --conf conf.json run
@@ -30,6 +35,7 @@ lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 	tools/lint
 
 bench: deps-test ## print the figures beside those to reach (root)
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static --if-possible
 	$(CARGO) bench --locked
 
 fuzz: deps-build ## compile the fuzz targets, then run each for some seconds (SECONDS_EACH=10)
@@ -40,6 +46,15 @@ man: deps-build ## write man/glowd.8 and man/glowd.conf.5 anew
 
 fmt: ## format the Rust code
 	$(CARGO) fmt
+
+reproducible: deps-static ## build the static binary in two places and compare
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/reproducible
+
+test-static: ## test the static binary in an empty root folder (root)
+	@tools/test-static
+
+check-aarch64: deps-aarch64 ## type-check for Linux on aarch64, C included
+	tools/check-aarch64
 
 check-macos: deps-macos ## type-check for macOS
 	tools/check-macos
@@ -56,4 +71,4 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean
+.PHONY: help build static run demo test lint bench fuzz man fmt reproducible test-static check-aarch64 check-macos install clean

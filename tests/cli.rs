@@ -13,10 +13,10 @@ use std::time::Duration;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::common::{skip_unless_root, wait_for, PATIENCE};
+use crate::common::{binary, skip_unless_root, wait_for, PATIENCE};
 
 fn glowd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+    let mut command = Command::new(binary());
     command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -335,7 +335,7 @@ fn the_journal_gets_fields_or_priorities() {
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]).env("SOCKET", &socket).env("CONF", &conf);
-        command.env("GLOWD", env!("CARGO_BIN_EXE_glowd")).stdin(Stdio::null());
+        command.env("GLOWD", binary()).stdin(Stdio::null());
         command.env_remove("NOTIFY_SOCKET").stderr(fs::File::create(&stderr).unwrap());
         Daemon(command.spawn().unwrap())
     };
@@ -389,7 +389,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]);
-        command.env("GLOWD", env!("CARGO_BIN_EXE_glowd")).env("CONF", &path);
+        command.env("GLOWD", binary()).env("CONF", &path);
         command.env("SOCKET", &socket).stdin(Stdio::null());
         command
     };

@@ -1,5 +1,6 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
+use std::env;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -27,6 +28,12 @@ struct Log {
     more: Condvar,
 }
 
+/// The glowd that is tested: cargo's, or the one that GLOWD_BINARY names, such as the
+/// static one.
+pub(crate) fn binary() -> PathBuf {
+    env::var_os("GLOWD_BINARY").map_or(env!("CARGO_BIN_EXE_glowd").into(), PathBuf::from)
+}
+
 /// A glowd process. Killed when dropped; a test that fails shows its log.
 pub(crate) struct Daemon {
     child: Child,
@@ -51,14 +58,14 @@ impl Nobody {
     /// The command that becomes glowd; the user gets the folder and its own copy of
     /// the binary, which may be in somebody's home.
     fn command(self, dir: &TempDir) -> Command {
-        let binary = dir.path().join("glowd");
-        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("a copy of glowd");
+        let copy = dir.path().join("glowd");
+        std::fs::copy(binary(), &copy).expect("a copy of glowd");
         chown(dir.path(), Some(Self::ID), Some(Self::ID)).expect("to give it away");
         let id = Self::ID.to_string();
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
-        command.args(["--bounding-set", self.0]).arg(binary);
+        command.args(["--bounding-set", self.0]).arg(copy);
         command
     }
 }
@@ -100,7 +107,7 @@ impl Daemon {
             .expect("to write the configuration");
         let mut command = match user {
             Some(user) => user.command(&dir),
-            None => Command::new(env!("CARGO_BIN_EXE_glowd")),
+            None => Command::new(binary()),
         };
         command.args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
@@ -114,7 +121,7 @@ impl Daemon {
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let mut command = Command::new(binary());
         set_up(&mut command);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), None)
             .unwrap_or_else(|failure| panic!("{failure:#?}"))
@@ -146,12 +153,12 @@ impl Daemon {
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
         // Where the user can reach it, wherever the tree is.
-        let binary = dir.path().join("glowd");
-        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("to copy glowd");
+        let copy = dir.path().join("glowd");
+        std::fs::copy(binary(), &copy).expect("to copy glowd");
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(binary);
+        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(copy);
         command.args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), 7777, None)
     }
@@ -159,7 +166,7 @@ impl Daemon {
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let mut command = Command::new(binary());
         command.args(["--log-level", "debug"]);
         let next = Self::launch(command, self.dir.clone(), self.api, namespace);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));

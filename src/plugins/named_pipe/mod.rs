@@ -70,6 +70,9 @@ const NAME: &str = "plugins.namedPipe";
 /// How much is read at once, in bytes: about a thousand lines.
 const CHUNK: usize = 64 * 1024;
 
+/// The length of a line with short addresses, in bytes.
+const TYPICAL: usize = 40;
+
 /// How often is tried again what nothing reports.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -245,8 +248,13 @@ impl End {
                 return Ok(Got::Failed);
             }
         };
-        let (mut events, mut malformed) = (Vec::new(), 0);
         let registry = names.get();
+        let mut malformed = 0;
+        // All at once: musl returns what a growing vector leaves behind to the kernel.
+        let mut events = Vec::with_capacity(match got {
+            Got::Bytes(length) => length.div_ceil(TYPICAL),
+            _ => 1,
+        });
         let mut take = |piece: Piece<'_>| match piece {
             Piece::Line(text) => match line::parse(text, &registry) {
                 Ok(Some(event)) if event.state == FlowState::End => events.push(event),
