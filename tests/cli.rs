@@ -61,7 +61,7 @@ fn help_lists_the_commands_and_explains_each() {
     let help = printed(&["help"]);
     assert_eq!(printed(&["-h"]), help);
     assert_eq!(printed(&["--help"]), help);
-    for command in ["run", "conf", "marker clean", "version", "help", "man"] {
+    for command in ["run", "conf", "marker clean", "version", "help", "man", "completions"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         let one = printed(&words);
@@ -104,6 +104,8 @@ fn wrong_words_are_usage_errors_with_the_nearest_right_one() {
             "glowd: \"--log-lvel\" is not a flag: did you mean \"--log-level\"?",
         ),
         (&["man", "glowd.cnf"], "glowd: \"glowd.cnf\" is not a page: did you mean \"glowd.conf\"?"),
+        (&["completions", "fihs"], "glowd: \"fihs\" is not a shell: did you mean \"fish\"?"),
+        (&["completions", "ksh", "x"], "glowd: \"x\" is too much: \"completions\" takes one shell"),
         (&["conf", "now"], "glowd: \"now\" is too much: \"conf\" takes no word"),
         (&["run", "--conf"], "glowd: --conf needs a value: --conf PATH"),
     ] {
