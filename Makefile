@@ -62,7 +62,7 @@ rpm: deps-rpm ## build the packages for EL and Fedora, tested and without networ
 deb: build deps-deb ## build the package for Debian and Ubuntu (target/deb)
 	tools/deb
 
-test-packages: deps-packages ## build, install, upgrade, verify and remove the packages (root)
+test-packages: deps-packaging ## build, install, upgrade, verify and remove the packages (root)
 	tools/test-packages
 
 # What packages consist of: rpm/glowd.spec and tools/deb both install by this.
@@ -84,7 +84,7 @@ install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINA
 	install -d $(DOCDIR) $(LICENSEDIR)
 	install -m 0644 README.md CHANGELOG.md AUTHORS $(DOCDIR)
 	install -m 0644 data/README.md $(DOCDIR)/registry.md
-	install -m 0644 LICENSE $(LICENSEDIR)/LICENSE
+	install -m 0644 LICENSE THIRD-PARTY $(LICENSEDIR)
 	install -m 0644 bpf/COPYING $(LICENSEDIR)/COPYING.bpf
 
 clean: ## remove what was built
