@@ -1,5 +1,6 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -19,6 +20,22 @@ use tempfile::TempDir;
 
 use super::netns::Namespace;
 use super::{wait_for, PATIENCE};
+
+/// The program that GLOWD_WRAPPER names, if it does: each glowd of the tests is started
+/// through it. It gets glowd and its arguments as its own and has to become it by
+/// exec(3), so that process id, descriptors and signals are those of glowd
+/// (tools/syscalls).
+fn wrapper() -> Option<OsString> {
+    std::env::var_os("GLOWD_WRAPPER")
+}
+
+/// The command that becomes glowd.
+pub(crate) fn glowd() -> Command {
+    let mut words = wrapper().into_iter().chain([env!("CARGO_BIN_EXE_glowd").into()]);
+    let mut command = Command::new(words.next().expect("at least glowd"));
+    command.args(words);
+    command
+}
 
 /// What the daemon has printed on standard error.
 #[derive(Default)]
@@ -58,7 +75,7 @@ impl Nobody {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
-        command.args(["--bounding-set", self.0]).arg(binary);
+        command.args(["--bounding-set", self.0]).args(wrapper()).arg(binary);
         command
     }
 }
@@ -100,7 +117,7 @@ impl Daemon {
             .expect("to write the configuration");
         let command = match user {
             Some(user) => user.command(&dir),
-            None => Command::new(env!("CARGO_BIN_EXE_glowd")),
+            None => glowd(),
         };
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
     }
@@ -123,14 +140,15 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(binary);
+        command.arg("prlimit").arg(format!("--nproc={threads}"));
+        command.args(wrapper()).arg(binary);
         Self::launch(command, Arc::new(dir), 7777, None)
     }
 
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
-        let command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let command = glowd();
         let next = Self::launch(command, self.dir.clone(), self.api, namespace);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));
     }
