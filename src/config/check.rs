@@ -270,6 +270,7 @@ mod tests {
                 aliases: &["port"],
                 kind: Kind::Int { min: 1, max: 65535 },
                 default: "7777",
+                live: false,
                 doc: "The port.",
             },
             Key {
@@ -277,6 +278,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "0",
+                live: false,
                 doc: "At most last.",
             },
             Key {
@@ -284,6 +286,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "5",
+                live: false,
                 doc: "At least first.",
             },
             Key {
@@ -291,6 +294,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Retired,
                 default: "1000",
+                live: false,
                 doc: "Nothing.",
             },
         ],
@@ -317,6 +321,7 @@ mod tests {
                     Choice { name: "hopByHop", aliases: &[] },
                 ]),
                 default: "\"label\"",
+                live: false,
                 doc: "How.",
             },
             Key {
@@ -324,6 +329,7 @@ mod tests {
                 aliases: &["interface"],
                 kind: Kind::List,
                 default: "[\"lo\"]",
+                live: false,
                 doc: "Where.",
             },
         ],

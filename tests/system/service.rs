@@ -189,12 +189,12 @@ fn its_status_counts_flows() {
     };
     shows("0 flows open");
     probe.obey(true, "");
-    shows("1 flow open");
+    shows("1 flows open");
     probe.obey(false, "");
     shows("0 flows open");
 }
 
-/// `ip link` shows that the device is the container's own.
+/// Whatever was open: the new one begins with nothing attached but its own.
 #[test]
 fn it_survives_a_restart_under_traffic() {
     let machine = Machine::with_service(&json!({ "attach": "clsact" }));
