@@ -50,10 +50,11 @@ fn it_is_ready_as_its_own_user_with_three_capabilities() {
 #[test]
 fn it_marks_real_traffic_from_start_to_end() {
     let machine = Machine::boot();
-    for (strategy, attach) in STRATEGIES.map(|strategy| (strategy, "auto")).into_iter().chain([
-        (Strategy::Label, "clsact"),
-        (Strategy::HopByHopDestination, "clsact"),
-    ]) {
+    for (strategy, attach) in STRATEGIES
+        .map(|strategy| (strategy, "auto"))
+        .into_iter()
+        .chain([(Strategy::Label, "clsact"), (Strategy::HopByHopDestination, "clsact")])
+    {
         let marker = json!({ "markingStrategy": strategy.name(), "attach": attach });
         machine.configure("conf", &config(&marker));
         machine.run(&["systemctl", "restart", "glowd"]);

@@ -22,11 +22,9 @@ fn comes_back(machine: &Machine, probe: &mut Probe, before: u32) {
 
 #[test]
 fn it_survives_a_kill() {
-    for (attach, strategy) in [
-        ("tcx", Strategy::HopByHop),
-        ("clsact", Strategy::HopByHop),
-        ("clsact", Strategy::Label),
-    ] {
+    for (attach, strategy) in
+        [("tcx", Strategy::HopByHop), ("clsact", Strategy::HopByHop), ("clsact", Strategy::Label)]
+    {
         let marker = json!({ "attach": attach, "markingStrategy": strategy.name() });
         let machine = Machine::with_service(&marker);
         let fresh = machine.attached().len();
@@ -108,9 +106,7 @@ fn a_failure_of_the_system_is_tried_again() {
     let started = machine.output(&["systemctl", "start", "glowd"]);
     assert!(!started.status.success());
     assert_eq!(machine.property("glowd", "ExecMainStatus"), "71");
-    wait_for("another try", || {
-        (machine.property("glowd", "NRestarts") != "0").then_some(())
-    });
+    wait_for("another try", || (machine.property("glowd", "NRestarts") != "0").then_some(()));
     drop(taken);
     machine.await_property("glowd", "ActiveState", "active");
 }
