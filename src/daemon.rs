@@ -1,9 +1,10 @@
 //! The daemon's whole life on one page: build everything, start the threads, say
 //! READY, wait, stop, join.
 
+use std::collections::VecDeque;
 use std::sync::mpsc;
 
-use log::{error, info, warn};
+use log::{error, info};
 use nix::sys::signal::Signal;
 
 use crate::config::Config;
@@ -12,8 +13,10 @@ use crate::entropy::EntropyKey;
 use crate::error::{At, Error, Result};
 use crate::part::Context;
 use crate::pid_file::PidFile;
+use crate::pulse::Pulse;
+use crate::reload::{Origin, Reloader};
 use crate::shutdown::{stop_token, Signals};
-use crate::systemd;
+use crate::systemd::Notifier;
 use crate::worker::Workers;
 
 /// What the main thread wakes up for.
@@ -30,16 +33,19 @@ pub enum Life {
     },
 }
 
-/// Runs the daemon as configured until it is told to stop.
+/// Runs the daemon as configured until it is told to stop. SIGHUP has it read the
+/// configuration again from its origin.
 ///
 /// # Errors
 /// What a part could not acquire, or the first failure of a worker.
-pub fn run(config: &Config) -> Result<()> {
+pub fn run(config: Config, origin: Origin) -> Result<()> {
+    // Before anything can use up the descriptors.
+    let notifier = Notifier::from_env();
     let (life, news) = mpsc::channel();
     // First, since every thread inherits the blocked signals.
     let signals = Signals::start(life.clone())?;
     let _pid_file = PidFile::create(config.pid_path()).at("pidPath")?;
-    let mut result = live(config, life, &news);
+    let mut result = live(config, origin, &notifier, life, &news);
     drop(signals);
     // What went wrong on the way out counts too.
     for news in news.try_iter() {
@@ -56,7 +62,13 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 /// From the first part that is built to the last thread that is joined.
-fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) -> Result<()> {
+fn live(
+    config: Config,
+    origin: Origin,
+    notifier: &Notifier,
+    life: mpsc::Sender<Life>,
+    news: &mpsc::Receiver<Life>,
+) -> Result<()> {
     let context = Context { max_flows: config.max_flows() };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
@@ -68,12 +80,18 @@ fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) 
         let plugin = (spec.build)(section, &context).at(section.path())?;
         plugins.push((spec.name, plugin));
     }
+    let capacity = backends.iter().filter_map(|(_, backend)| backend.capacity()).min();
+    let sections = config.plugins.iter().map(|(_, section)| section.path().to_owned());
+    let lives =
+        sections.zip(&plugins).filter_map(|(path, (_, plugin))| Some((path, plugin.live()?)));
+    let lives = lives.collect();
 
     let (stopper, stop) = stop_token()?;
     // Before all that the workers wait for: should a thread not start, that hangs up
     // first, and then those that run are joined.
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
+    dispatcher.set_pulse(Pulse::new(notifier.clone()));
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);
         workers.start(format!("backends.{name}"), move || backend.run(queue))?;
@@ -88,34 +106,46 @@ fn live(config: &Config, life: mpsc::Sender<Life>, news: &mpsc::Receiver<Life>) 
     }
 
     info!("ready: {}", config.summary());
-    systemd::notify("READY=1");
-    let result = wait(news, || inlet.report());
+    // If the dispatcher has died, that is what the wait learns of.
+    let _ = inlet.ready();
+    let mut reloader = Reloader::new(origin, config, capacity, lives);
+    let result = wait(news, || inlet.report(), || reloader.reload(&inlet, notifier));
 
     // Sources, dispatcher and sinks end in this order, each when the one before it
     // has hung up, so that nothing accepted is lost.
-    systemd::notify("STOPPING=1");
+    notifier.tell("STOPPING=1");
     drop(inlet);
     drop(workers);
     result
 }
 
 /// Waits for a reason to stop: a signal is a good one, a worker's end never is.
-fn wait(news: &mpsc::Receiver<Life>, report: impl Fn()) -> Result<()> {
+fn wait(news: &mpsc::Receiver<Life>, report: impl Fn(), mut reload: impl FnMut()) -> Result<()> {
+    let mut waiting = VecDeque::new();
     loop {
-        match news.recv() {
-            Ok(Life::Signal(Signal::SIGUSR1)) => report(),
-            Ok(Life::Signal(Signal::SIGHUP)) => {
-                warn!("SIGHUP: the configuration cannot be read again yet; restart to change it");
+        let next = match waiting.pop_front() {
+            Some(next) => next,
+            None => news.recv().map_err(|_| Error::internal("all workers are gone"))?,
+        };
+        match next {
+            Life::Signal(Signal::SIGUSR1) => report(),
+            Life::Signal(Signal::SIGHUP) => {
+                // Whoever has asked by now is served by the same reading of the file, and
+                // nobody has to wait for it who wants the daemon to stop.
+                waiting.extend(news.try_iter());
+                waiting.retain(|next| !matches!(next, Life::Signal(Signal::SIGHUP)));
+                if waiting.iter().all(|next| matches!(next, Life::Signal(Signal::SIGUSR1))) {
+                    reload();
+                }
             }
-            Ok(Life::Signal(signal)) => {
+            Life::Signal(signal) => {
                 info!("{signal}: stopping");
                 return Ok(());
             }
-            Ok(Life::Ended { result: Err(error), .. }) => return Err(error),
-            Ok(Life::Ended { worker, result: Ok(()) }) => {
+            Life::Ended { result: Err(error), .. } => return Err(error),
+            Life::Ended { worker, result: Ok(()) } => {
                 return Err(Error::internal("ended although nobody asked it to").at(worker));
             }
-            Err(_) => return Err(Error::internal("all workers are gone")),
         }
     }
 }
@@ -201,7 +231,8 @@ mod tests {
             config.plugins.push((spec, Section::new(format!("plugins.{}", spec.name), vec![])));
         }
         config.backends.push((&SINK, Section::new("backends.sink", vec![])));
-        let end = catch_unwind(AssertUnwindSafe(|| run(&config)));
+        let origin = Origin { path: dir.path().join("conf.json"), log_level: None };
+        let end = catch_unwind(AssertUnwindSafe(|| run(config, origin)));
         assert_eq!(std::mem::take(&mut *ENDS.lock().unwrap()), ["source", "sink"]);
         assert!(!pid_path.exists());
         end
@@ -214,5 +245,31 @@ mod tests {
         assert_eq!(error.class(), Class::Internal);
         // And so does a start that goes wrong half-way, in whatever way.
         end_with(&UNNAMED).unwrap_err();
+    }
+
+    /// How the wait ends with these news, and how often it reported and reloaded.
+    fn wait_with(all: Vec<Life>) -> (String, usize, usize) {
+        let (sender, news) = mpsc::channel();
+        all.into_iter().for_each(|life| sender.send(life).unwrap());
+        drop(sender);
+        let (reports, mut reloads) = (std::cell::Cell::new(0), 0);
+        let end = wait(&news, || reports.set(reports.get() + 1), || reloads += 1);
+        (end.map_or_else(|error| error.to_string(), |()| "stop".into()), reports.get(), reloads)
+    }
+
+    #[test]
+    fn many_hangups_are_one_and_whoever_stops_does_not_wait_for_it() {
+        let signal = Life::Signal;
+        use Signal::{SIGHUP, SIGTERM, SIGUSR1};
+        let gone = "all workers are gone".to_owned();
+        let storm = (0..100).map(|_| signal(SIGHUP)).collect();
+        assert_eq!(wait_with(storm), (gone.clone(), 0, 1));
+        let both = vec![signal(SIGHUP), signal(SIGUSR1), signal(SIGHUP), signal(SIGUSR1)];
+        assert_eq!(wait_with(both), (gone, 2, 1));
+        let stop = vec![signal(SIGHUP), signal(SIGUSR1), signal(SIGTERM), signal(SIGHUP)];
+        assert_eq!(wait_with(stop), ("stop".into(), 1, 0));
+        let result = Err(Error::new(Class::Os, "cannot go on"));
+        let dead = vec![signal(SIGHUP), Life::Ended { worker: "w".into(), result }];
+        assert_eq!(wait_with(dead), ("cannot go on".into(), 0, 0));
     }
 }

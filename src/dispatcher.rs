@@ -11,14 +11,16 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::Arc;
 
 use log::{debug, info, warn};
 
+use crate::config::Section;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
 use crate::flow_table::{Admission, Change, FlowTable};
+use crate::pulse::{Pulse, Tally};
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
@@ -35,6 +37,9 @@ pub enum Event {
     End(Flow, Timestamp),
     /// The administrator asks for the counters (SIGUSR1).
     Report,
+    /// The backend's section has changed (SIGHUP): what follows is worked on by this
+    /// one. To be told of the same values again changes nothing.
+    Reload(Arc<Section>),
 }
 
 /// Events in their order, shared by all backends.
@@ -42,10 +47,31 @@ pub type Batch = Arc<Vec<Event>>;
 
 /// What the dispatcher is told.
 enum Message {
-    Events { source: &'static str, events: Vec<FlowEvent>, admitted: Admitted },
+    Events {
+        source: &'static str,
+        events: Vec<FlowEvent>,
+        admitted: Admitted,
+    },
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
+    Malformed(u64),
     Report,
+    Ready(Sender<()>),
+    Reload(Reload, Sender<()>),
+    /// Blocks the dispatcher until the other end hangs up.
+    #[cfg(test)]
+    Wedge(Receiver<()>),
+}
+
+/// What a reload means for the dispatcher and those behind it.
+#[derive(Clone, Debug, Default)]
+pub struct Reload {
+    /// How many flows may be open from now on (`maxFlows`).
+    pub max_flows: u32,
+    /// The sections of backends, by name.
+    pub sections: Vec<(&'static str, Arc<Section>)>,
+    /// What the status says from now on beside the figures.
+    pub remark: Option<String>,
 }
 
 /// Who holds the tickets for the starts of a batch.
@@ -135,9 +161,7 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn flows(&self) -> Result<Vec<Flow>, Refused> {
-        let (sender, answer) = mpsc::channel();
-        self.messages.send(Message::List(sender)).map_err(|_| Refused::Stopping)?;
-        answer.recv().map_err(|_| Refused::Stopping)
+        self.ask(Message::List)
     }
 
     /// How many flows are open, as [`Inlet::flows`] would list them. Cheap, and
@@ -146,8 +170,36 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn count(&self) -> Result<usize, Refused> {
+        self.ask(Message::Count)
+    }
+
+    /// Counts so many events that could not be understood.
+    pub fn malformed(&self, events: u64) {
+        // A daemon that is stopping counts no more.
+        let _ = self.messages.send(Message::Malformed(events));
+    }
+
+    /// Has the service manager told that the daemon is ready: by the dispatcher, so
+    /// that it is true.
+    ///
+    /// # Errors
+    /// The daemon is stopping.
+    pub fn ready(&self) -> Result<(), Refused> {
+        self.ask(Message::Ready)
+    }
+
+    /// Has `reload` hold for all that is sent from now on, and the service manager
+    /// told that the daemon is ready again.
+    ///
+    /// # Errors
+    /// The daemon is stopping.
+    pub fn reload(&self, reload: Reload) -> Result<(), Refused> {
+        self.ask(|answer| Message::Reload(reload, answer))
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Message) -> Result<T, Refused> {
         let (sender, answer) = mpsc::channel();
-        self.messages.send(Message::Count(sender)).map_err(|_| Refused::Stopping)?;
+        self.messages.send(question(sender)).map_err(|_| Refused::Stopping)?;
         answer.recv().map_err(|_| Refused::Stopping)
     }
 
@@ -202,6 +254,20 @@ struct Outlet {
     deep: bool,
 }
 
+impl Outlet {
+    fn send(&mut self, batch: Batch) {
+        let depth = self.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
+        if depth > DEEP && !self.deep {
+            warn!("backends.{}: {depth} events behind", self.name);
+            self.deep = true;
+        } else if depth < DEEP / 2 {
+            self.deep = false;
+        }
+        // A backend that has died is the main thread's business.
+        let _ = self.batches.send(batch);
+    }
+}
+
 /// What became of the events so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -211,6 +277,7 @@ struct Counters {
     retagged: u64,
     unknown_ends: u64,
     refused: u64,
+    malformed: u64,
 }
 
 /// The dispatcher, to be run on a thread of its own.
@@ -220,6 +287,8 @@ pub struct Dispatcher {
     table: FlowTable,
     admission: Arc<Admission>,
     counters: Counters,
+    /// None: there is no service manager to be told anything.
+    pulse: Option<Pulse>,
 }
 
 impl Dispatcher {
@@ -228,9 +297,14 @@ impl Dispatcher {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
         let inlet = Inlet { messages: sender, admission: admission.clone(), source: "glowd" };
-        let table = FlowTable::new(key);
+        let (table, outlets) = (FlowTable::new(key), Vec::new());
         let counters = Counters::default();
-        (Dispatcher { messages, outlets: Vec::new(), table, admission, counters }, inlet)
+        (Dispatcher { messages, outlets, table, admission, counters, pulse: None }, inlet)
+    }
+
+    /// Has the dispatcher tell the service manager how it is while it runs.
+    pub fn set_pulse(&mut self, pulse: Option<Pulse>) {
+        self.pulse = pulse;
     }
 
     /// A queue for the backend called `name`.
@@ -243,7 +317,7 @@ impl Dispatcher {
 
     /// Runs until the last inlet is gone.
     pub fn run(mut self) {
-        while let Ok(message) = self.messages.recv() {
+        while let Some(message) = self.next() {
             match message {
                 Message::Events { source, events, admitted } => {
                     self.take(source, events, admitted);
@@ -251,9 +325,63 @@ impl Dispatcher {
                 // Whoever asked may have gone away since.
                 Message::List(answer) => drop(answer.send(self.table.flows())),
                 Message::Count(answer) => drop(answer.send(self.table.count())),
+                Message::Malformed(events) => self.counters.malformed += events,
                 Message::Report => self.report(),
+                Message::Ready(answer) => {
+                    self.tell_ready(None);
+                    let _ = answer.send(());
+                }
+                Message::Reload(reload, answer) => {
+                    self.reload(reload);
+                    let _ = answer.send(());
+                }
+                #[cfg(test)]
+                Message::Wedge(released) => while released.recv().is_ok() {},
             }
         }
+    }
+
+    /// Waits for the next message, and meanwhile tells the service manager what is
+    /// due. None: no more will come.
+    fn next(&mut self) -> Option<Message> {
+        loop {
+            let tally = self.tally();
+            let Some(patience) = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally)) else {
+                return self.messages.recv().ok();
+            };
+            match self.messages.recv_timeout(patience) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn tally(&self) -> Tally {
+        let Counters { started, ended, repeated, retagged, unknown_ends, refused, malformed } =
+            self.counters;
+        Tally {
+            flows: self.table.count(),
+            events: started + ended + repeated + retagged,
+            errors: unknown_ends + refused + malformed,
+        }
+    }
+
+    fn tell_ready(&mut self, remark: Option<String>) {
+        let tally = self.tally();
+        if let Some(pulse) = &mut self.pulse {
+            pulse.ready(tally, remark);
+        }
+    }
+
+    fn reload(&mut self, Reload { max_flows, sections, remark }: Reload) {
+        self.admission.set_limit(max_flows as usize);
+        for (name, section) in sections {
+            if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.name == name) {
+                outlet.send(Arc::new(vec![Event::Reload(section)]));
+            }
+        }
+        self.tell_ready(remark);
     }
 
     fn take(&mut self, source: &'static str, events: Vec<FlowEvent>, admitted: Admitted) {
@@ -263,11 +391,14 @@ impl Dispatcher {
                 self.apply(source, events, tickets);
             }
             Admitted::Undecided { all_or_nothing, refused } => {
-                let need = if all_or_nothing { self.need(&events) } else { 0 };
-                let rejected = if self.admission.reserve(need) {
-                    self.apply(source, events, need)
-                } else {
-                    events.len()
+                let growth = if all_or_nothing { self.growth(&events) } else { None };
+                let tickets = match growth {
+                    Some(most) => self.admission.reserve_growth(most),
+                    None => Some(0),
+                };
+                let rejected = match tickets {
+                    Some(tickets) => self.apply(source, events, tickets),
+                    None => events.len(),
                 };
                 self.counters.refused += rejected as u64;
                 // The sender waits for this, unless it has died.
@@ -276,18 +407,21 @@ impl Dispatcher {
         }
     }
 
-    /// By how many flows the table grows at the most while it takes the events.
-    fn need(&self, events: &[FlowEvent]) -> usize {
+    /// By how many flows the table has grown at the most whenever one of the events
+    /// opens a flow; none if none does.
+    fn growth(&self, events: &[FlowEvent]) -> Option<isize> {
         let mut open: HashMap<FlowId, bool> = HashMap::new();
-        let (mut growth, mut most) = (0_isize, 0);
+        let (mut growth, mut most) = (0_isize, None);
         for event in events {
             let now = open.entry(event.id).or_insert_with(|| self.table.contains(&event.id));
             let then = event.state == FlowState::Start;
             growth += isize::from(then) - isize::from(*now);
+            if then && !*now {
+                most = most.max(Some(growth));
+            }
             *now = then;
-            most = most.max(growth);
         }
-        most.unsigned_abs()
+        most
     }
 
     /// Applies the events, for which `tickets` are reserved; a start that finds
@@ -315,7 +449,12 @@ impl Dispatcher {
                 }
                 Change::Closed(flow) => {
                     debug!("{source}: end {id}: {}", flow.tag);
-                    tickets += 1;
+                    // Room for another, unless there is none since the limit was lowered.
+                    if self.admission.is_over() {
+                        self.admission.release(1);
+                    } else {
+                        tickets += 1;
+                    }
                     self.counters.ended += 1;
                     let end = time.max(flow.start);
                     out.push(Event::End(flow, end));
@@ -348,23 +487,17 @@ impl Dispatcher {
         }
         let batch = Arc::new(events);
         for outlet in &mut self.outlets {
-            let depth = outlet.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
-            if depth > DEEP && !outlet.deep {
-                warn!("backends.{}: {depth} events behind", outlet.name);
-                outlet.deep = true;
-            } else if depth < DEEP / 2 {
-                outlet.deep = false;
-            }
-            // A backend that has died is the main thread's business.
-            let _ = outlet.batches.send(batch.clone());
+            outlet.send(batch.clone());
         }
     }
 
     fn report(&mut self) {
-        let Counters { started, ended, repeated, retagged, unknown_ends, refused } = self.counters;
+        let Counters { started, ended, repeated, retagged, unknown_ends, refused, malformed } =
+            self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused, \
+             {malformed} malformed",
             self.table.count(),
             self.admission.limit()
         );
@@ -377,79 +510,5 @@ fn starts(events: &[FlowEvent]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::{Protocol, Tag};
-    use std::thread;
-
-    fn event(state: FlowState, port: u16) -> FlowEvent {
-        let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
-        let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
-        FlowEvent { state, id, tag: Tag::new(2, 16).unwrap(), time: None, application: None }
-    }
-    use FlowState::{End, Start};
-
-    /// Runs a dispatcher with room for `room` flows while `talk` talks to it, and
-    /// returns what a backend was told, as state and source port.
-    fn with_dispatcher(room: u32, talk: impl FnOnce(&Inlet)) -> Vec<(FlowState, u16)> {
-        let (mut dispatcher, inlet) = Dispatcher::new(room, EntropyKey::of_this_boot());
-        let queue = dispatcher.attach("test");
-        let thread = thread::spawn(|| dispatcher.run());
-        talk(&inlet);
-        drop(inlet);
-        thread.join().unwrap();
-        let mut told = Vec::new();
-        while let Some(batch) = queue.recv() {
-            told.extend(batch.iter().filter_map(|event| match event {
-                Event::Start(flow) => Some((Start, flow.id.src().port())),
-                Event::End(flow, _) => Some((End, flow.id.src().port())),
-                Event::Report => None,
-            }));
-        }
-        assert_eq!(queue.depth(), 0);
-        told
-    }
-
-    #[test]
-    fn a_full_table_refuses_exactly_what_does_not_fit() {
-        let told = with_dispatcher(2, |inlet| {
-            inlet.send_all(vec![event(Start, 1)]).unwrap();
-            let all = inlet.send_all(vec![event(Start, 2), event(Start, 3)]);
-            assert_eq!(all, Err(Refused::Full { events: 2, limit: 2 }), "all or nothing");
-            let each = inlet.send_each(vec![event(Start, 2), event(Start, 3)]);
-            assert_eq!(each, Err(Refused::Full { events: 1, limit: 2 }), "each for itself");
-            inlet.send_all(vec![event(Start, 1)]).expect("a repeated start needs no room");
-            inlet.send_all(vec![event(End, 1), event(Start, 4)]).expect("room was made");
-            inlet.send_each(vec![event(End, 2), event(Start, 5)]).expect("room was made");
-            assert_eq!((inlet.flows().unwrap().len(), inlet.count()), (2, Ok(2)));
-        });
-        assert_eq!(told, [(Start, 1), (Start, 2), (End, 1), (Start, 4), (End, 2), (Start, 5)]);
-    }
-
-    #[test]
-    fn room_is_given_back() {
-        with_dispatcher(3, |inlet| {
-            for _ in 0..1000 {
-                let pair = vec![event(Start, 1), event(Start, 1), event(End, 1), event(End, 1)];
-                inlet.send_each(pair).unwrap();
-            }
-            inlet.send_all((1..=3).map(|port| event(Start, port)).collect()).unwrap();
-            assert_eq!(inlet.flows().unwrap().len(), 3);
-            inlet.send_all(vec![event(Start, 4)]).unwrap_err();
-        });
-    }
-
-    /// A start and its end in any number of batches leave nothing, in order.
-    #[test]
-    fn order_is_kept() {
-        let told = with_dispatcher(10, |inlet| {
-            for port in 1..=5000 {
-                inlet.send_each(vec![event(Start, port)]).unwrap();
-                inlet.send_each(vec![event(End, port)]).unwrap();
-            }
-            assert_eq!(inlet.flows().unwrap(), []);
-        });
-        let expected = (1..=5000).flat_map(|port| [(Start, port), (End, port)]);
-        assert!(told.into_iter().eq(expected));
-    }
-}
+#[path = "dispatcher_tests.rs"]
+mod tests;

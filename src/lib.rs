@@ -25,6 +25,8 @@ pub mod backends;
 
 pub mod daemon;
 pub mod pid_file;
+pub mod pulse;
+pub mod reload;
 pub mod run_dir;
 pub mod shutdown;
 pub mod systemd;

@@ -53,13 +53,27 @@ pub struct Signals {
     over: Arc<AtomicBool>,
 }
 
+/// Blocks the signals in the calling thread and all that it will start. They wait for
+/// [`Signals`]: one that comes before it is not lost, and kills nobody.
+///
+/// # Errors
+/// None that Linux knows.
+pub fn block_signals() -> Result<()> {
+    blocked().map(drop)
+}
+
+fn blocked() -> Result<SigSet> {
+    let mut set = SigSet::from_iter(HANDLED);
+    set.add(GO_HOME);
+    set.thread_block().map_err(|error| Error::os("cannot block signals", error))?;
+    Ok(set)
+}
+
 impl Signals {
     /// Blocks the signals in the calling thread and all that it will start, so
     /// it has to come before the first of them; then starts the waiting thread.
     pub fn start(life: Sender<Life>) -> Result<Self> {
-        let mut set = SigSet::from_iter(HANDLED);
-        set.add(GO_HOME);
-        set.thread_block().map_err(|error| Error::os("cannot block signals", error))?;
+        let set = blocked()?;
         let over = Arc::new(AtomicBool::new(false));
         let seen = over.clone();
         let wait = move || loop {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::common::skip_unless_root;
 
 fn glowd() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+    let mut command = crate::common::glowd();
     command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -290,7 +290,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
     let in_namespace = |prepare: &str| {
         let script = format!(
             "mount -t tmpfs none /dev && mount -t tmpfs none /run && {prepare} && \
-             exec \"$GLOWD\" run --conf \"$CONF\""
+             exec $GLOWD_WRAPPER \"$GLOWD\" run --conf \"$CONF\""
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]);

@@ -14,6 +14,11 @@ pub use marker::clean as clean_marker;
 
 /// A sink of flow events.
 pub trait Backend: Send {
+    /// How many open flows it has room for, since it was built; none: for any number.
+    fn capacity(&self) -> Option<u32> {
+        None
+    }
+
     /// Runs on a thread of its own until `events` hangs up. An error stops the
     /// daemon.
     fn run(self: Box<Self>, events: Queue) -> Result<()>;

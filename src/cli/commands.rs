@@ -2,25 +2,38 @@
 
 use std::io::{self, Write};
 
+use log::LevelFilter;
+
 use super::flags::Args;
 use super::{completions, help, man, parse};
 use crate::config::nearest::nearest;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::log::Destination;
-use crate::{backends, daemon};
+use crate::reload::Origin;
+use crate::{backends, daemon, shutdown};
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    // A reload that is asked for already is not what ends it.
+    shutdown::block_signals()?;
     let config = Config::load(&args.conf)?;
-    crate::log::init(args.log_level, args.log_time, config.log_destination())?;
-    log_notes(&config);
-    daemon::run(&config)
+    let level = args.log_level.unwrap_or(config.log_level());
+    crate::log::init(level, args.log_time, config.log_destination())?;
+    config.log_notes();
+    // Nobody changes the folder, but a reload shall not depend on it.
+    let path = std::path::absolute(&args.conf)
+        .map_err(|error| Error::os(format!("cannot find the folder of {:?}", args.conf), error))?;
+    daemon::run(config, Origin { path, log_level: args.log_level })
 }
 
 pub(super) fn conf(args: &Args) -> Result<()> {
     let config = Config::load(&args.conf)?;
-    crate::log::init(args.log_level, args.log_time, Destination::Stderr)?;
-    log_notes(&config);
+    crate::log::init(
+        args.log_level.unwrap_or(LevelFilter::Info),
+        args.log_time,
+        Destination::Stderr,
+    )?;
+    config.log_notes();
     if args.check {
         print(&format!("{}: ok\n", args.conf.display()))
     } else {
@@ -28,14 +41,12 @@ pub(super) fn conf(args: &Args) -> Result<()> {
     }
 }
 
-fn log_notes(config: &Config) {
-    for note in &config.notes {
-        log::log!(note.level, "{}", note.text);
-    }
-}
-
 pub(super) fn marker_clean(args: &Args) -> Result<()> {
-    crate::log::init(args.log_level, args.log_time, Destination::Stderr)?;
+    crate::log::init(
+        args.log_level.unwrap_or(LevelFilter::Info),
+        args.log_time,
+        Destination::Stderr,
+    )?;
     backends::clean_marker(&args.interfaces)
 }
 

@@ -48,8 +48,8 @@ pub struct Args {
     pub operands: Vec<String>,
     /// `--conf`.
     pub conf: PathBuf,
-    /// `--log-level`.
-    pub log_level: LevelFilter,
+    /// `--log-level`, if it was given.
+    pub log_level: Option<LevelFilter>,
     /// `--log-time`.
     pub log_time: bool,
     /// `--check`.
@@ -68,7 +68,7 @@ impl Default for Args {
             command: None,
             operands: Vec::new(),
             conf: config::DEFAULT_PATH.into(),
-            log_level: LevelFilter::Info,
+            log_level: None,
             log_time: false,
             check: false,
             interfaces: Vec::new(),
@@ -91,9 +91,9 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "run",
         operand: None,
-        doc: "Run the daemon in the foreground. It reads the configuration once, opens all that \
-              the configuration asks for, and works until it is told to stop. Service managers \
-              start this.",
+        doc: "Run the daemon in the foreground. It reads the configuration, opens all that the \
+              configuration asks for, and works until it is told to stop. Service managers start \
+              this.",
         run: commands::run,
     },
     Command {
@@ -163,11 +163,11 @@ pub static FLAGS: &[Flag] = &[
         long: "log-level",
         short: None,
         value: Some("LEVEL"),
-        default: Some("info"),
+        default: None,
         commands: &[],
         doc: "Log what is at least as urgent as LEVEL: debug, info, warn or error. At info there \
               is a line for each change in the daemon's life, at debug one for each event of a \
-              flow.",
+              flow. Without it logLevel of the configuration holds, which is info by default.",
         apply: |args, value| {
             let found = LEVELS.iter().find(|(name, _)| value.eq_ignore_ascii_case(name));
             let Some((_, level)) = found else {
@@ -179,7 +179,7 @@ pub static FLAGS: &[Flag] = &[
                 };
                 return Err(format!("{typed:?} is none of {}{hint}", names.join(", ")));
             };
-            args.log_level = *level;
+            args.log_level = Some(*level);
             Ok(())
         },
     },

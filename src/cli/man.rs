@@ -84,6 +84,9 @@ fn key(key: &Key) -> String {
     };
     let head = escape(&format!("[{}]{default}", key.kind.type_name())).replace('"', "\\(dq");
     let mut text = format!(".It Cm {} No \"{head}\"\n{}", key.name, prose(key.doc));
+    if key.live {
+        text.push_str("Applied on reload.\n");
+    }
     if !key.aliases.is_empty() {
         text.push_str(&format!("Alias: {}.\n", escape(&key.aliases.join(", "))));
     }

@@ -140,7 +140,7 @@ mod tests {
             let args = words(line).unwrap();
             assert_eq!(args.command.unwrap().name, "conf");
             assert_eq!(args.conf, Path::new("/x"));
-            assert_eq!(args.log_level, log::LevelFilter::Debug);
+            assert_eq!(args.log_level, Some(log::LevelFilter::Debug));
             assert!(args.check && !args.log_time);
         }
         let args = words("marker --target-interface a clean --target-interface b").unwrap();

@@ -8,6 +8,7 @@ use super::key::{Key, Kind};
 use super::nearest::nearest;
 use super::problem::{Note, Position, Problem};
 use super::section::Section;
+use super::service_dirs;
 use super::value::{self, unexpected};
 use crate::part::Spec;
 
@@ -125,7 +126,7 @@ impl<'t> Judge<'t> {
                     .ok()
             });
             // After a problem the default only stands in: the whole is refused.
-            if let Some(value) = judged.or_else(|| key.default_value()) {
+            if let Some(value) = judged.or_else(|| service_dirs::default_value(key)) {
                 values.push((key.name, value));
             }
         }
@@ -269,6 +270,7 @@ mod tests {
                 aliases: &["port"],
                 kind: Kind::Int { min: 1, max: 65535 },
                 default: "7777",
+                live: false,
                 doc: "The port.",
             },
             Key {
@@ -276,6 +278,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "0",
+                live: false,
                 doc: "At most last.",
             },
             Key {
@@ -283,6 +286,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Int { min: 0, max: 9 },
                 default: "5",
+                live: false,
                 doc: "At least first.",
             },
             Key {
@@ -290,6 +294,7 @@ mod tests {
                 aliases: &[],
                 kind: Kind::Retired,
                 default: "1000",
+                live: false,
                 doc: "Nothing.",
             },
         ],
@@ -316,6 +321,7 @@ mod tests {
                     Choice { name: "hopByHop", aliases: &[] },
                 ]),
                 default: "\"label\"",
+                live: false,
                 doc: "How.",
             },
             Key {
@@ -323,6 +329,7 @@ mod tests {
                 aliases: &["interface"],
                 kind: Kind::List,
                 default: "[\"lo\"]",
+                live: false,
                 doc: "Where.",
             },
         ],

@@ -12,6 +12,9 @@ pub struct Key {
     pub kind: Kind,
     /// The default, as JSON text; it satisfies `kind`.
     pub default: &'static str,
+    /// Whether a change is applied on reload (SIGHUP); others need a restart. Keys
+    /// that a rule ties together are all live, or none of them is.
+    pub live: bool,
     /// What it does, for glowd.conf(5): sentences in roff-free plain text.
     pub doc: &'static str,
 }

@@ -1,13 +1,17 @@
 //! The configuration: one JSON file, read and judged as a whole before anything
-//! is touched. The main thread does it once; the parts get their sections.
+//! is touched. The main thread does it, at the start and at each reload; the parts
+//! get their sections.
 
+mod change;
 mod check;
 mod json;
 mod key;
+pub mod live;
 pub mod nearest;
 mod problem;
 mod rules;
 mod section;
+mod service_dirs;
 mod value;
 
 use std::fs::File;
@@ -15,13 +19,14 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use log::Level;
+use log::{Level, LevelFilter};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::error::{Error, Result};
 use crate::log::Destination;
 use crate::{backends, plugins};
 
+pub use change::Change;
 pub use key::{Choice, Key, Kind, Value};
 pub use problem::{Note, Position, Problem};
 pub use rules::TOP;
@@ -154,6 +159,19 @@ impl Config {
         match self.top.text("log") {
             "syslog" => Destination::Syslog,
             _ => Destination::Stderr,
+        }
+    }
+
+    /// `logLevel`.
+    pub fn log_level(&self) -> LevelFilter {
+        // Its choices are the facade's own words.
+        self.top.text("logLevel").parse().unwrap_or(LevelFilter::Info)
+    }
+
+    /// Logs what the operator should know of it.
+    pub fn log_notes(&self) {
+        for note in &self.notes {
+            log::log!(note.level, "{}", note.text);
         }
     }
 

@@ -12,6 +12,7 @@ pub static TOP: &[Key] = &[
         aliases: &[],
         kind: Kind::Path,
         default: "\"/run/glowd/glowd.pid\"",
+        live: false,
         doc: "The file that holds the process id while glowd runs, and whose lock keeps a second \
               glowd from starting. Its folder is made if only that is missing. With \"\" there is \
               none.",
@@ -21,6 +22,7 @@ pub static TOP: &[Key] = &[
         aliases: &[],
         kind: Kind::Path,
         default: "\"/var/cache/glowd\"",
+        live: false,
         doc: "The folder for state that is to survive a restart. It is reserved: this version \
               writes nothing there.",
     },
@@ -29,15 +31,17 @@ pub static TOP: &[Key] = &[
         aliases: &[],
         kind: Kind::Int { min: 1, max: 10_000_000 },
         default: "100000",
+        live: true,
         doc: "How many flows may be open at a time. A start beyond that is refused and its sender \
               is told so, where the way it came allows it. No open flow ever makes room for a new \
-              one.",
+              one. With the marker, more than glowd was started with needs a restart.",
     },
     Key {
         name: "stunServers",
         aliases: &[],
         kind: Kind::List,
         default: "[]",
+        live: false,
         doc: "STUN servers, as stun:host:port, to learn the public addresses of hosts behind NAT \
               from. They are accepted for the sake of existing configurations and have no effect \
               in this version.",
@@ -50,9 +54,23 @@ pub static TOP: &[Key] = &[
             Choice { name: "syslog", aliases: &[] },
         ]),
         default: "\"stderr\"",
+        live: false,
         doc: "Where log lines go: to standard error, which systemd puts into its journal, or to \
               the local syslog daemon, facility daemon. A syslog daemon that does not answer is \
               an error at start.",
+    },
+    Key {
+        name: "logLevel",
+        aliases: &[],
+        kind: Kind::Choice(&[
+            Choice { name: "debug", aliases: &[] },
+            Choice { name: "info", aliases: &[] },
+            Choice { name: "warn", aliases: &[] },
+            Choice { name: "error", aliases: &[] },
+        ]),
+        default: "\"info\"",
+        live: true,
+        doc: "Log what is at least as urgent as this. The flag --log-level wins over it.",
     },
 ];
 

@@ -75,6 +75,13 @@ impl Section {
         u32::from_str_radix(text, 8).unwrap_or_else(|_| panic!("{}.{key} is {text:?}", self.path))
     }
 
+    /// Another value for a key that it has.
+    pub(super) fn set(&mut self, key: &str, value: Value) {
+        if let Some((_, old)) = self.values.iter_mut().find(|(name, _)| *name == key) {
+            *old = value;
+        }
+    }
+
     fn get(&self, key: &str) -> &Value {
         let found = self.values.iter().find(|(name, _)| *name == key);
         &found.unwrap_or_else(|| panic!("{} has no key {key}", self.path)).1

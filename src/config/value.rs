@@ -173,8 +173,12 @@ pub(super) fn unexpected(found: &Json<'_>, expected: &str) -> String {
 
 /// What fits into a message.
 pub(super) fn shorten(text: &str) -> String {
-    const LONGEST: usize = 60;
-    match text.char_indices().nth(LONGEST) {
+    shorten_to(60, text)
+}
+
+/// The first `longest` characters.
+pub(super) fn shorten_to(longest: usize, text: &str) -> String {
+    match text.char_indices().nth(longest) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }

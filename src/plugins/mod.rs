@@ -6,6 +6,7 @@
 pub mod api;
 pub mod named_pipe;
 
+use crate::config::live::Live;
 use crate::dispatcher::Inlet;
 use crate::error::Result;
 use crate::part;
@@ -13,6 +14,13 @@ use crate::shutdown::Stop;
 
 /// A source of flow events.
 pub trait Plugin: Send {
+    /// Where its section is published when a key that is live has changed, if it has
+    /// such keys. It has this in its poll set while it runs. To be told of the same
+    /// values again changes nothing.
+    fn live(&self) -> Option<Live> {
+        None
+    }
+
     /// Runs on a thread of its own until `stop` says so; waits with `stop` in its
     /// poll set. An error stops the daemon.
     fn run(self: Box<Self>, out: Inlet, stop: Stop) -> Result<()>;

@@ -1,5 +1,6 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -19,6 +20,22 @@ use tempfile::TempDir;
 
 use super::netns::Namespace;
 use super::{wait_for, PATIENCE};
+
+/// The program that GLOWD_WRAPPER names, if it does: each glowd of the tests is started
+/// through it. It gets glowd and its arguments as its own and has to become it by
+/// exec(3), so that process id, descriptors and signals are those of glowd
+/// (tools/syscalls).
+fn wrapper() -> Option<OsString> {
+    std::env::var_os("GLOWD_WRAPPER")
+}
+
+/// The command that becomes glowd.
+pub(crate) fn glowd() -> Command {
+    let mut words = wrapper().into_iter().chain([env!("CARGO_BIN_EXE_glowd").into()]);
+    let mut command = Command::new(words.next().expect("at least glowd"));
+    command.args(words);
+    command
+}
 
 /// What the daemon has printed on standard error.
 #[derive(Default)]
@@ -58,7 +75,7 @@ impl Nobody {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
-        command.args(["--bounding-set", self.0]).arg(binary);
+        command.args(["--bounding-set", self.0]).args(wrapper()).arg(binary);
         command
     }
 }
@@ -98,11 +115,39 @@ impl Daemon {
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        let command = match user {
+        let mut command = match user {
             Some(user) => user.command(&dir),
-            None => Command::new(env!("CARGO_BIN_EXE_glowd")),
+            None => glowd(),
         };
+        command.args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
+    }
+
+    /// The same on the host, with what `set_up` adds to its arguments and
+    /// environment, and at the log level of the configuration.
+    pub(crate) fn start_with(mut config: Value, set_up: impl FnOnce(&mut Command)) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        complete(&mut config, dir.path());
+        let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
+        std::fs::write(dir.path().join("conf.json"), config.to_string())
+            .expect("to write the configuration");
+        let mut command = glowd();
+        set_up(&mut command);
+        Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), None)
+            .unwrap_or_else(|failure| panic!("{failure:#?}"))
+    }
+
+    /// Writes another configuration in the place of its own.
+    pub(crate) fn rewrite(&self, mut config: Value) {
+        complete(&mut config, self.dir());
+        self.rewrite_text(&config.to_string());
+    }
+
+    /// The same with a text that may be none. At once, as editors do it.
+    pub(crate) fn rewrite_text(&self, text: &str) {
+        let new = self.dir().join("conf.json.new");
+        std::fs::write(&new, text).expect("to write the configuration");
+        std::fs::rename(&new, self.dir().join("conf.json")).expect("to put it in its place");
     }
 
     /// The same on the host, as that user, who may have `threads` threads. The user
@@ -123,14 +168,16 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(binary);
+        command.arg("prlimit").arg(format!("--nproc={threads}"));
+        command.args(wrapper()).arg(binary).args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), 7777, None)
     }
 
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
-        let command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let mut command = glowd();
+        command.args(["--log-level", "debug"]);
         let next = Self::launch(command, self.dir.clone(), self.api, namespace);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));
     }
@@ -150,7 +197,7 @@ impl Daemon {
         // The folder decides who gets here.
         let anybody = Permissions::from_mode(0o777);
         std::fs::set_permissions(&socket, anybody).expect("to set its mode");
-        command.arg("--conf").arg(&conf).args(["--log-level", "debug", "run"]);
+        command.arg("--conf").arg(&conf).arg("run");
         command.env("NOTIFY_SOCKET", &socket).env_remove("INVOCATION_ID");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut spawn = || command.spawn().expect("to start glowd");
@@ -181,7 +228,7 @@ impl Daemon {
         let patience = Some(Duration::from_millis(20));
         self.notified.set_read_timeout(patience).expect("a timeout");
         while start.elapsed() < PATIENCE {
-            if self.notice().is_some_and(|notice| notice == "READY=1") {
+            if self.notice().is_some_and(|notice| notice.starts_with("READY=1\n")) {
                 return Ok(());
             }
             if let Some(status) = self.ended() {
@@ -213,6 +260,23 @@ impl Daemon {
     pub(crate) fn notices(&mut self) -> &[String] {
         while self.notice().is_some() {}
         &self.notices
+    }
+
+    /// What it tells the service manager next that `wanted` accepts, within
+    /// [`PATIENCE`].
+    pub(crate) fn wait_for_notice(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        wait_for("a notice", || self.notice().filter(|notice| wanted(notice)).cloned())
+    }
+
+    /// Whether it tells the service manager anything before that much time has gone by.
+    pub(crate) fn is_silent_for(&mut self, time: Duration) -> bool {
+        let since = Instant::now();
+        while since.elapsed() < time {
+            if self.notice().is_some() {
+                return false;
+            }
+        }
+        true
     }
 
     /// How it ended, if it has.

@@ -14,8 +14,9 @@ mod sender;
 mod tests;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 
-use log::{debug, info};
+use log::{debug, error, info};
 use nix::errno::Errno;
 
 use self::destinations::takes_fireflies;
@@ -44,6 +45,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Bool,
             default: "true",
+            live: true,
             doc: "Whether fireflies go to the destination address of the flow, so that the \
                   networks on the path see them. The destination needs no listener. Multicast, \
                   broadcast and unspecified addresses get none.",
@@ -53,6 +55,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::List,
             default: "[]",
+            live: true,
             doc: "Who else gets all fireflies: host, host:port, [IPv6 address] or \
                   [IPv6 address]:port; the default port is 10514. Names are looked up at the \
                   start, every 5 minutes and after errors; while a name has no address its \
@@ -63,6 +66,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &["fireflyDestinationPort"],
             kind: Kind::Int { min: 1, max: 65535 },
             default: "10514",
+            live: true,
             doc: "UDP port of the fireflies to the destination of the flow. It does not change \
                   the port of the collectors.",
         },
@@ -71,6 +75,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Bool,
             default: "true",
+            live: true,
             doc: "Whether an RFC 5424 syslog header precedes the JSON document. The published \
                   collector drops fireflies without it.",
         },
@@ -79,6 +84,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Bool,
             default: "false",
+            live: true,
             doc: "Whether collectorAddress and collectorPort name a collector, as in flowd-go: \
                   the same as one more entry of collectors.",
         },
@@ -87,6 +93,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Text,
             default: r#""127.0.0.1""#,
+            live: true,
             doc: "Name or address of that collector, without brackets. Has no effect unless \
                   sendToCollector is true.",
         },
@@ -95,6 +102,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Int { min: 1, max: 65535 },
             default: "10514",
+            live: true,
             doc: "UDP port of that collector. Has no effect unless sendToCollector is true.",
         },
     ],
@@ -107,7 +115,7 @@ pub(super) static SPEC: Spec = Spec {
     },
     build: |section, _| {
         let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
-        Ok(Box::new(Firefly::new(section, Box::new(lookup), Pace::default(), BACKLOG)?))
+        Ok(Box::new(Firefly::new(section, Arc::new(lookup), Pace::default(), BACKLOG)?))
     },
 };
 
@@ -171,9 +179,9 @@ struct Counters {
     shed: u64,
 }
 
-/// The backend.
+/// Who gets fireflies, and in what form: all that a section says.
 #[derive(Debug)]
-struct Firefly {
+struct Plan {
     /// Port of the flows' destinations; none: they get no firefly.
     destination_port: Option<u16>,
     collectors: Vec<Collector>,
@@ -181,17 +189,13 @@ struct Firefly {
     resolver: Option<Resolver>,
     /// Which collector each of the resolver's names is.
     named: Vec<usize>,
-    sender: Sender,
     encoder: Encoder,
-    counters: Counters,
-    backlog: usize,
 }
 
-impl Firefly {
-    fn new(section: &Section, lookup: Lookup, pace: Pace, backlog: usize) -> Result<Self> {
+impl Plan {
+    fn new(section: &Section, lookup: &Lookup, pace: Pace) -> Result<Self> {
         // Judged by `check`, so there are no problems.
         let configured = collectors(section).unwrap_or_default();
-        let sender = Sender::open()?;
         let (mut collectors, mut named, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for collector in configured {
             let name = collector.to_string();
@@ -205,21 +209,63 @@ impl Firefly {
             };
             collectors.push(Collector { name, addresses, current: 0 });
         }
-        let resolver = (!names.is_empty()).then(|| Resolver::start(names, lookup, pace));
+        let resolver = (!names.is_empty())
+            .then(|| Resolver::start(names, lookup.clone(), pace))
+            .transpose()?;
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let hostname = section.bool("prependSyslog").then_some(hostname.as_encoded_bytes());
-        Ok(Firefly {
+        Ok(Plan {
             destination_port: section
                 .bool("sendToDestination")
                 .then(|| section.int("destinationPort")),
             collectors,
-            resolver: resolver.transpose()?,
+            resolver,
             named,
-            sender,
             encoder: Encoder::new(hostname),
-            counters: Counters::default(),
-            backlog,
         })
+    }
+}
+
+/// The backend.
+struct Firefly {
+    plan: Plan,
+    sender: Sender,
+    counters: Counters,
+    backlog: usize,
+    /// The section of `plan`, and what else it takes to make one.
+    section: Section,
+    lookup: Lookup,
+    pace: Pace,
+}
+
+impl Firefly {
+    fn new(section: &Section, lookup: Lookup, pace: Pace, backlog: usize) -> Result<Self> {
+        let sender = Sender::open()?;
+        let plan = Plan::new(section, &lookup, pace)?;
+        let (counters, section) = (Counters::default(), section.clone());
+        Ok(Firefly { plan, sender, counters, backlog, section, lookup, pace })
+    }
+
+    /// Works by `section` from now on. A collector that stays keeps the addresses
+    /// that are known, so that it misses nothing while its name is looked up anew.
+    fn reload(&mut self, section: &Section) {
+        if self.section == *section {
+            return;
+        }
+        match Plan::new(section, &self.lookup, self.pace) {
+            Ok(mut plan) => {
+                for collector in &mut plan.collectors {
+                    let old = self.plan.collectors.iter().find(|old| old.name == collector.name);
+                    if let Some(Collector { addresses, current, .. }) = old {
+                        collector.addresses.clone_from(addresses);
+                        collector.current = *current;
+                    }
+                }
+                self.plan = plan;
+                self.section = section.clone();
+            }
+            Err(error) => error!("backends.firefly: {error}; all stays as it was"),
+        }
     }
 
     /// Sends until the queue hangs up.
@@ -237,9 +283,8 @@ impl Firefly {
 
     /// Takes what the resolver has found since.
     fn hear_of_addresses(&mut self) {
-        let Firefly { resolver: Some(resolver), named, collectors, sender, .. } = self else {
-            return;
-        };
+        let Firefly { plan: Plan { resolver, named, collectors, .. }, sender, .. } = self;
+        let Some(resolver) = resolver else { return };
         resolver.news(|index, mut addresses| {
             addresses.retain(|address| sender.reaches(address));
             let collector = &mut collectors[named[index]];
@@ -260,6 +305,11 @@ impl Firefly {
                     self.flush();
                     self.report();
                 }
+                Event::Reload(section) => {
+                    // What waits is for those who were to get it.
+                    self.flush();
+                    self.reload(section);
+                }
                 _ if behind > self.backlog => shed += 1,
                 Event::Start(flow) => self.post(flow, None),
                 Event::End(flow, end) => self.post(flow, Some(*end)),
@@ -275,7 +325,8 @@ impl Firefly {
 
     /// Adds the firefly of a flow for all its recipients.
     fn post(&mut self, flow: &Flow, end: Option<Timestamp>) {
-        let Firefly { destination_port, collectors, sender, encoder, counters, .. } = self;
+        let Firefly { plan, sender, counters, .. } = self;
+        let Plan { destination_port, collectors, encoder, .. } = plan;
         let destination = destination_port.and_then(|port| {
             let ip = flow.id.dst().ip();
             if takes_fireflies(ip) {
@@ -306,7 +357,7 @@ impl Firefly {
 
     /// Sends what was added and counts what became of it.
     fn flush(&mut self) {
-        let Firefly { collectors, resolver, sender, counters, .. } = self;
+        let Firefly { plan: Plan { collectors, resolver, .. }, sender, counters, .. } = self;
         sender.flush(|letter, outcome| {
             let count = match letter.recipient {
                 Recipient::Destination => &mut counters.destinations,

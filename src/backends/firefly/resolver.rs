@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::warn_limited;
 
 /// How a name and a port become addresses, the preferred one first.
-pub(super) type Lookup = Box<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send>;
+pub(super) type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// How often names are looked up.
 #[derive(Clone, Copy, Debug)]
@@ -243,12 +243,13 @@ mod tests {
         fn new() -> (Self, Lookup) {
             let (called, calls) = mpsc::channel();
             let (answers, answer) = mpsc::channel();
+            let answer = Mutex::new(answer);
             let lookup = move |host: &str, port: u16| {
                 // The test may be over.
                 let _ = called.send(format!("{host}:{port}"));
-                answer.recv().unwrap_or_else(|_| Err(io::Error::other("the test is over")))
+                lock(&answer).recv().unwrap_or_else(|_| Err(io::Error::other("the test is over")))
             };
-            (Oracle { calls, answers }, Box::new(lookup))
+            (Oracle { calls, answers }, Arc::new(lookup))
         }
 
         fn answer(&self, call: &str, answer: io::Result<Vec<SocketAddr>>) {

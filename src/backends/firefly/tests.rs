@@ -29,7 +29,7 @@ fn section(to_destination: bool, port: u16, collectors: &[&str]) -> Section {
 }
 
 fn no_lookup() -> Lookup {
-    Box::new(|host, _| panic!("{host} was looked up"))
+    Arc::new(|host, _| panic!("{host} was looked up"))
 }
 
 fn pace() -> Pace {
@@ -118,10 +118,10 @@ fn a_collector_that_fails_is_tried_elsewhere_and_looked_up_again() {
     };
     let pace = Pace { refresh: LONG, retry: Duration::ZERO };
     let section = section(false, port, &[&format!("collector.example:{port}")]);
-    let mut backend = Firefly::new(&section, Box::new(lookup), pace, BACKLOG).unwrap();
+    let mut backend = Firefly::new(&section, Arc::new(lookup), pace, BACKLOG).unwrap();
     calls.recv_timeout(PATIENCE).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    while backend.collectors[0].addresses.is_empty() {
+    while backend.plan.collectors[0].addresses.is_empty() {
         backend.hear_of_addresses();
         assert!(Instant::now() < deadline, "no address came");
         thread::yield_now();
@@ -140,14 +140,15 @@ fn a_look_up_that_hangs_stalls_nothing() {
     let (sink, port) = sink();
     let (called, calls) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
     let lookup = move |_: &str, _| {
         let _ = called.send(());
-        let _ = released.recv();
+        let _ = released.lock().unwrap().recv();
         Err(io::Error::other("the test is over"))
     };
     let section = section(true, port, &["collector.example"]);
     let since = Instant::now();
-    let mut backend = Firefly::new(&section, Box::new(lookup), pace(), BACKLOG).unwrap();
+    let mut backend = Firefly::new(&section, Arc::new(lookup), pace(), BACKLOG).unwrap();
     calls.recv_timeout(PATIENCE).unwrap();
     backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
     sink.recv(&mut [0; 2048]).unwrap();

@@ -30,6 +30,8 @@ pub(super) struct Marker {
     pub(super) flows: Map<FlowKey, FlowValue>,
     unmarked: PerCpuArray,
     pub(super) default: Option<DefaultFlow>,
+    /// How many entries map `flows` has room for.
+    capacity: u32,
     /// How many entries map `flows` has.
     pub(super) entries: usize,
 }
@@ -96,6 +98,7 @@ impl Marker {
             flows: object.map("flows")?,
             unmarked: object.per_cpu_array("unmarked")?,
             default,
+            capacity: context.max_flows,
             entries: 0,
         })
     }
@@ -119,6 +122,8 @@ impl Marker {
                     info!("backends.marker: {} flows are in the map", self.entries);
                     self.report();
                 }
+                // It has no key that could change while it runs.
+                Event::Reload(_) => {}
             }
         }
     }
@@ -178,6 +183,10 @@ impl Marker {
 }
 
 impl Backend for Marker {
+    fn capacity(&self) -> Option<u32> {
+        Some(self.capacity)
+    }
+
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {
         while let Some(batch) = events.recv() {
             self.apply(&batch);

@@ -48,6 +48,7 @@ static KEYS: &[Key] = &[
         aliases: &["targetInterface"],
         kind: Kind::List,
         default: r#"["lo"]"#,
+        live: false,
         doc: "The interfaces whose outgoing packets are marked. One that does not exist, or whose \
               packets begin with a header that glowd does not know, keeps glowd from starting. One \
               that vanishes while glowd runs is not marked again when it comes back, until glowd \
@@ -63,6 +64,7 @@ static KEYS: &[Key] = &[
             Choice { name: "hopByHopDestination", aliases: &["hopByHopDestHeaders"] },
         ]),
         default: r#""label""#,
+        live: false,
         doc:
             "Where packets carry the tag: in the flow label, in a hop-by-hop options header, in a \
               destination options header, or in both headers. A header makes packets 8 octets \
@@ -74,6 +76,7 @@ static KEYS: &[Key] = &[
         aliases: &[],
         kind: Kind::Bool,
         default: "false",
+        live: false,
         doc: "Whether packets that belong to no open flow carry a tag too: that of the flow that \
               was opened last and is still open.",
     },
@@ -86,6 +89,7 @@ static KEYS: &[Key] = &[
             Choice { name: "clsact", aliases: &[] },
         ]),
         default: r#""auto""#,
+        live: false,
         doc:
             "How the programs are attached: by tcx, which needs Linux 6.6, by filters on a clsact \
               qdisc, or by tcx where the kernel has it and clsact elsewhere.",
@@ -95,6 +99,7 @@ static KEYS: &[Key] = &[
         aliases: &[],
         kind: Kind::Bool,
         default: "true",
+        live: false,
         doc: "Whether glowd, when it stops, removes a clsact qdisc that it has made and on which \
               there are no filters of others. It never removes one that it found.",
     },
@@ -103,6 +108,7 @@ static KEYS: &[Key] = &[
         aliases: &[],
         kind: Kind::Path,
         default: r#""""#,
+        live: false,
         doc: "A file with compiled eBPF programs to load instead of those in the glowd binary; \
               empty for those.",
     },
@@ -111,6 +117,7 @@ static KEYS: &[Key] = &[
         aliases: &[],
         kind: Kind::Bool,
         default: "false",
+        live: false,
         doc:
             "Whether the eBPF program writes a line to the kernel's trace pipe for each packet of \
               an open flow. It slows these packets down.",

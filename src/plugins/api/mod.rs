@@ -38,6 +38,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Address,
             default: "\"127.0.0.1\"",
+            live: false,
             doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
                   reach the address can open, close and read flows, so anything but a loopback \
                   address earns a warning at start. On a loopback address \
@@ -49,6 +50,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Int { min: 0, max: 65535 },
             default: "7777",
+            live: false,
             doc: "TCP port to listen on. With 0 the system chooses a free one, which the log \
                   tells at level info; that is useful for tests.",
         },

@@ -162,6 +162,7 @@ fn post_flow(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
     match flow_json::parse(call.body) {
         Ok(flows) => accept(call, flows.events, flows.array, out),
         Err(rejection) => {
+            call.inlet.malformed(1);
             write_json(out, &rejection);
             400
         }

@@ -163,6 +163,16 @@ impl Fifo {
             .map_err(|error| cannot(format!("set the mode {:04o}", access.mode), error))
     }
 
+    /// Gives the FIFO another access than that which it was acquired with.
+    ///
+    /// # Errors
+    /// The system does not allow it; then it keeps the one that it has.
+    pub(super) fn change(&self, from: Access, to: Access) -> Result<()> {
+        // Without a group it gets the one that it would have been made with.
+        let usual = || from.gid.and_then(|_| usual_group(&self.path));
+        self.settle(Access { gid: to.gid.or_else(usual), ..to })
+    }
+
     #[cfg(target_os = "linux")]
     fn enlarge(&self) {
         use nix::fcntl::{fcntl, FcntlArg};

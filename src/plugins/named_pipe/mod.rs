@@ -42,7 +42,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use log::info;
+use log::{error, info};
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::Group;
@@ -52,6 +52,7 @@ use self::framing::{Framing, Piece};
 use self::line::Quoted;
 use self::watch::Watch;
 use super::{Plugin, Spec};
+use crate::config::live::Live;
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{At, Error, Result};
@@ -83,6 +84,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Path,
             default: "\"/run/glowd/np\"",
+            live: false,
             doc:
                 "The named pipe (FIFO). It is made when it is missing and removed at exit if glowd \
                   made it; so is its folder. One that is found is left there at exit, unless glowd \
@@ -96,6 +98,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Mode,
             default: "\"0660\"",
+            live: true,
             doc: "Permissions of the named pipe, whatever the umask is. Writers need the write \
                   permission only; with 0620 the group can write and cannot read lines away from \
                   glowd. The owner's read permission (0400) is needed.",
@@ -105,6 +108,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Text,
             default: "\"\"",
+            live: true,
             doc:
                 "Group of the named pipe, by name or number. Empty leaves it to the system, which \
                   takes that of the process or of the folder. Unless glowd runs as root it has to \
@@ -115,6 +119,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Retired,
             default: "5",
+            live: false,
             doc: "Has no effect: one reader keeps up with all writers.",
         },
         Key {
@@ -122,6 +127,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Retired,
             default: "1000",
+            live: false,
             doc: "Has no effect: writes of any size are read.",
         },
     ],
@@ -145,9 +151,11 @@ fn check(section: &Section) -> Vec<String> {
 }
 
 fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
-    let gid = gid(section.text("group")).at("group")?;
-    let access = Access { mode: section.mode("mode"), gid };
-    Ok(Box::new(NamedPipe::open(Path::new(section.text("pipePath")), access)?))
+    Ok(Box::new(NamedPipe::open(Path::new(section.text("pipePath")), access(section)?)?))
+}
+
+fn access(section: &Section) -> Result<Access> {
+    Ok(Access { mode: section.mode("mode"), gid: gid(section.text("group")).at("group")? })
 }
 
 /// The number of a group that is given by name or number, if one is.
@@ -179,6 +187,7 @@ struct NamedPipe {
     watch: Option<Watch>,
     path: PathBuf,
     access: Access,
+    live: Live,
     /// Why there is no current one: said once, not at each try.
     trouble: Option<String>,
     /// When to look and try again, if nothing reports before.
@@ -226,18 +235,21 @@ impl End {
                 return Ok(Got::Failed);
             }
         };
-        let mut events = Vec::new();
+        let (mut events, mut malformed) = (Vec::new(), 0);
         let mut take = |piece: Piece<'_>| match piece {
             Piece::Line(text) => match line::parse(text) {
                 Ok(Some(event)) => events.push(event),
                 Ok(None) => {}
-                Err(fault) => crate::warn_limited!("{NAME}: ignored {}: {fault}", Quoted(text)),
+                Err(fault) => {
+                    malformed += 1;
+                    crate::warn_limited!("{NAME}: ignored {}: {fault}", Quoted(text));
+                }
             },
-            Piece::TooLong(text) => crate::warn_limited!(
-                "{NAME}: ignored {}: longer than {} bytes",
-                Quoted(text),
-                framing::LIMIT
-            ),
+            Piece::TooLong(text) => {
+                malformed += 1;
+                let limit = framing::LIMIT;
+                crate::warn_limited!("{NAME}: ignored {}: longer than {limit} bytes", Quoted(text));
+            }
         };
         match got {
             Got::Bytes(length) => {
@@ -245,6 +257,9 @@ impl End {
                 self.framing.feed(&chunk[..length], &mut take);
             }
             _ => self.framing.finish(&mut take),
+        }
+        if malformed > 0 {
+            out.malformed(malformed);
         }
         match out.send_each(events) {
             Ok(()) => {}
@@ -274,6 +289,7 @@ impl End {
 #[derive(Clone, Copy, Debug, Default)]
 struct Wake {
     stop: bool,
+    live: bool,
     watch: bool,
 }
 
@@ -287,6 +303,7 @@ impl NamedPipe {
             watch: None,
             path: path.to_owned(),
             access,
+            live: Live::new()?,
             trouble: None,
             next_try: Instant::now(),
             chunk: vec![0; CHUNK].into_boxed_slice(),
@@ -379,7 +396,10 @@ impl NamedPipe {
         } else {
             PollTimeout::NONE
         };
-        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.live.as_fd(), PollFlags::POLLIN),
+        ];
         let watch = self.watch.as_ref().and_then(Watch::fd);
         fds.extend(watch.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let heard = ends().filter(|end| !end.deaf);
@@ -393,12 +413,13 @@ impl NamedPipe {
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
         let mut ready = ready.into_iter();
         let stop = ready.next().unwrap_or(false);
+        let live = ready.next().unwrap_or(false);
         let watch = has_watch && ready.next().unwrap_or(false);
         let heard = self.old.iter_mut().chain(&mut self.current).filter(|end| !end.deaf);
         for (end, ready) in heard.zip(ready) {
             end.due |= ready;
         }
-        Ok(Wake { stop, watch })
+        Ok(Wake { stop, live, watch })
     }
 
     /// Reads each end that is due once: the old ones first, since what is in them
@@ -450,7 +471,26 @@ impl NamedPipe {
         if tries || seen {
             self.look(out)?;
         }
+        if wake.live {
+            self.reload();
+        }
         self.read(out)
+    }
+
+    /// Gives the FIFO the access that its section says by now.
+    fn reload(&mut self) {
+        let Some(section) = self.live.take() else { return };
+        let settled = access(&section).and_then(|access| {
+            match &self.current {
+                Some(end) => end.fifo.change(self.access, access)?,
+                None => {}
+            }
+            Ok(access)
+        });
+        match settled {
+            Ok(access) => self.access = access,
+            Err(error) => error!("{NAME}: {error}; mode and group stay as they were"),
+        }
     }
 
     /// What was written before we were told to stop still counts.
@@ -463,6 +503,10 @@ impl NamedPipe {
 }
 
 impl Plugin for NamedPipe {
+    fn live(&self) -> Option<Live> {
+        Some(self.live.clone())
+    }
+
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         while self.turn(&out, &stop)? {}
         Ok(())

@@ -19,6 +19,7 @@ pub(super) static SPEC: Spec = Spec {
         aliases: &[],
         kind: Kind::Int { min: 0, max: 86_400 },
         default: "0",
+        live: true,
         doc: "Seconds that a flow has to have lasted, or it is not logged.",
     }],
     check: no_rules,
@@ -48,6 +49,7 @@ impl Backend for Ledger {
                     }
                     Event::Start(_) => {}
                     Event::Report => info!("backends.ledger: {} flows logged", self.lines),
+                    Event::Reload(section) => self.at_least = section.int("atLeast"),
                 }
             }
         }

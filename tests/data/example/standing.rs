@@ -26,6 +26,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Text,
             default: "\"[::1]:40000\"",
+            live: false,
             doc: "Source address and port of the flow.",
         },
         Key {
@@ -33,6 +34,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Text,
             default: "\"[::1]:1094\"",
+            live: false,
             doc: "Destination address and port of the flow.",
         },
         Key {
@@ -40,6 +42,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Int { min: 1, max: 511 },
             default: "1",
+            live: false,
             doc: "Id of the experiment.",
         },
         Key {
@@ -47,6 +50,7 @@ pub(super) static SPEC: Spec = Spec {
             aliases: &[],
             kind: Kind::Int { min: 0, max: 63 },
             default: "1",
+            live: false,
             doc: "Id of the activity.",
         },
     ],

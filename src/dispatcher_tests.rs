@@ -1,0 +1,187 @@
+//! The dispatcher on its thread, with a plugin's and a backend's end.
+
+use super::*;
+use crate::flow::{Protocol, Tag};
+use crate::systemd::Notifier;
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn event(state: FlowState, port: u16) -> FlowEvent {
+    let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
+    let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
+    FlowEvent { state, id, tag: Tag::new(2, 16).unwrap(), time: None, application: None }
+}
+use FlowState::{End, Start};
+
+/// Runs a dispatcher with room for `room` flows while `talk` talks to it, and
+/// returns what a backend was told, as state and source port.
+fn with_dispatcher(room: u32, talk: impl FnOnce(&Inlet)) -> Vec<(FlowState, u16)> {
+    let (mut dispatcher, inlet) = Dispatcher::new(room, EntropyKey::of_this_boot());
+    let queue = dispatcher.attach("test");
+    let thread = thread::spawn(|| dispatcher.run());
+    talk(&inlet);
+    drop(inlet);
+    thread.join().unwrap();
+    let mut told = Vec::new();
+    while let Some(batch) = queue.recv() {
+        told.extend(batch.iter().filter_map(|event| match event {
+            Event::Start(flow) => Some((Start, flow.id.src().port())),
+            Event::End(flow, _) => Some((End, flow.id.src().port())),
+            Event::Report | Event::Reload(_) => None,
+        }));
+    }
+    assert_eq!(queue.depth(), 0);
+    told
+}
+
+#[test]
+fn a_full_table_refuses_exactly_what_does_not_fit() {
+    let told = with_dispatcher(2, |inlet| {
+        inlet.send_all(vec![event(Start, 1)]).unwrap();
+        let all = inlet.send_all(vec![event(Start, 2), event(Start, 3)]);
+        assert_eq!(all, Err(Refused::Full { events: 2, limit: 2 }), "all or nothing");
+        let each = inlet.send_each(vec![event(Start, 2), event(Start, 3)]);
+        assert_eq!(each, Err(Refused::Full { events: 1, limit: 2 }), "each for itself");
+        inlet.send_all(vec![event(Start, 1)]).expect("a repeated start needs no room");
+        inlet.send_all(vec![event(End, 1), event(Start, 4)]).expect("room was made");
+        inlet.send_each(vec![event(End, 2), event(Start, 5)]).expect("room was made");
+        assert_eq!((inlet.flows().unwrap().len(), inlet.count()), (2, Ok(2)));
+    });
+    assert_eq!(told, [(Start, 1), (Start, 2), (End, 1), (Start, 4), (End, 2), (Start, 5)]);
+}
+
+#[test]
+fn room_is_given_back() {
+    with_dispatcher(3, |inlet| {
+        for _ in 0..1000 {
+            let pair = vec![event(Start, 1), event(Start, 1), event(End, 1), event(End, 1)];
+            inlet.send_each(pair).unwrap();
+        }
+        inlet.send_all((1..=3).map(|port| event(Start, port)).collect()).unwrap();
+        assert_eq!(inlet.flows().unwrap().len(), 3);
+        inlet.send_all(vec![event(Start, 4)]).unwrap_err();
+    });
+}
+
+/// A start and its end in any number of batches leave nothing, in order.
+#[test]
+fn order_is_kept() {
+    let told = with_dispatcher(10, |inlet| {
+        for port in 1..=5000 {
+            inlet.send_each(vec![event(Start, port)]).unwrap();
+            inlet.send_each(vec![event(End, port)]).unwrap();
+        }
+        assert_eq!(inlet.flows().unwrap(), []);
+    });
+    let expected = (1..=5000).flat_map(|port| [(Start, port), (End, port)]);
+    assert!(told.into_iter().eq(expected));
+}
+
+/// A limit that is lowered leaves the open flows alone, and lets none in until
+/// there is room; whoever asks, in whatever way.
+#[test]
+fn a_limit_that_is_lowered_refuses_new_flows_only() {
+    let limit = |inlet: &Inlet, max_flows| {
+        inlet.reload(Reload { max_flows, ..Reload::default() }).unwrap();
+    };
+    let told = with_dispatcher(5, |inlet| {
+        inlet.send_all((1..=5).map(|port| event(Start, port)).collect()).unwrap();
+        limit(inlet, 2);
+        let full = |events| Err(Refused::Full { events, limit: 2 });
+        assert_eq!(inlet.send_all(vec![event(Start, 6)]), full(1));
+        assert_eq!(inlet.send_each(vec![event(Start, 6), event(Start, 7)]), full(2));
+        inlet.send_all(vec![event(Start, 1)]).expect("a repeated start needs no room");
+        assert_eq!(inlet.send_all(vec![event(End, 5), event(Start, 6)]), full(2));
+        assert_eq!(inlet.send_each(vec![event(End, 5), event(Start, 6)]), full(1));
+        inlet.send_all(vec![event(End, 4)]).expect("an end needs no room");
+        let swap = vec![event(End, 3), event(End, 2), event(Start, 8)];
+        inlet.send_all(swap).expect("there is room for one again");
+        assert_eq!(inlet.count(), Ok(2));
+        limit(inlet, 3);
+        inlet.send_each(vec![event(Start, 9)]).expect("there is more room");
+        assert_eq!(
+            inlet.send_each(vec![event(Start, 10)]),
+            Err(Refused::Full { events: 1, limit: 3 })
+        );
+    });
+    let started = (1..=5).map(|port| (Start, port));
+    let rest = [(End, 5), (End, 4), (End, 3), (End, 2), (Start, 8), (Start, 9)];
+    assert!(told.iter().copied().eq(started.chain(rest)), "{told:?}");
+}
+
+#[test]
+fn a_section_reaches_its_backend_only_and_in_order() {
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    let queues = ["one", "other"].map(|name| dispatcher.attach(name));
+    let thread = thread::spawn(|| dispatcher.run());
+    inlet.send_all(vec![event(Start, 1)]).unwrap();
+    let section = Arc::new(Section::new("backends.one", vec![]));
+    let sections = vec![("one", section.clone()), ("nobody", section)];
+    inlet.reload(Reload { max_flows: 10, sections, remark: None }).unwrap();
+    inlet.send_all(vec![event(End, 1)]).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+    let told = queues.map(|queue| {
+        let batches: Vec<_> = std::iter::from_fn(|| queue.recv()).collect();
+        assert_eq!(queue.depth(), 0);
+        let word = |event: &Event| match event {
+            Event::Start(_) => "start",
+            Event::End(..) => "end",
+            Event::Report => "report",
+            Event::Reload(_) => "reload",
+        };
+        batches.iter().flat_map(|batch| batch.iter()).map(word).collect::<Vec<_>>()
+    });
+    assert_eq!(told, [vec!["start", "reload", "end"], vec!["start", "end"]]);
+}
+
+/// The sign of life comes from the thread that does the work: a dispatcher that
+/// does not run, or is stuck, gives none.
+#[test]
+fn a_dispatcher_that_is_stuck_gives_no_sign_of_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let told = || {
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    let wait_for_beat = || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while told().is_none_or(|told| told != "WATCHDOG=1") {
+            assert!(Instant::now() < deadline, "no sign of life");
+            thread::yield_now();
+        }
+    };
+    // Many periods, in which a sign would have come from anybody else.
+    let period = Duration::from_millis(2);
+    let many = period * 100;
+
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    let notifier = Notifier::to(path.as_os_str(), Some(period)).unwrap();
+    dispatcher.set_pulse(Pulse::new(notifier));
+    thread::sleep(many);
+    assert_eq!(told(), None, "it does not run");
+    let thread = thread::spawn(|| dispatcher.run());
+    (0..3).for_each(|_| wait_for_beat());
+
+    // Taken only when the dispatcher has got there.
+    let (release, released) = mpsc::sync_channel(0);
+    assert!(inlet.messages.send(Message::Wedge(released)).is_ok());
+    release.send(()).unwrap();
+    while told().is_some() {}
+    inlet.malformed(1);
+    thread::sleep(many);
+    assert_eq!(told(), None, "it is stuck");
+
+    drop(release);
+    (0..3).for_each(|_| wait_for_beat());
+    inlet.ready().unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+    let ready = std::iter::from_fn(told).find(|told| told != "WATCHDOG=1");
+    assert_eq!(ready.as_deref(), Some("READY=1\nSTATUS=0 flows open, 0 events, 1 errors"));
+}

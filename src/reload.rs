@@ -1,0 +1,168 @@
+//! Reads the configuration again when SIGHUP asks for it. Runs on the main thread;
+//! owns the configuration in force: what the daemon was started with, and every live
+//! value since.
+//!
+//! The file is judged as a whole, as at the start, and one with a problem is refused
+//! as a whole. What can change live goes to whom it concerns: the level to the log
+//! facade, `maxFlows` and the backends' sections through the dispatcher's channel, in
+//! order with the events, the plugins' sections to their [`Live`]. What cannot is named,
+//! again at each reload until it is as it was or the daemon was restarted.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use log::{error, info, warn, LevelFilter};
+
+use crate::config::live::Live;
+use crate::config::{Change, Config, Section};
+use crate::dispatcher::{Inlet, Reload};
+use crate::error::{Error, Result};
+use crate::systemd::Notifier;
+
+/// Where the configuration is from, and what the command line says instead of it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file, as an absolute path.
+    pub path: PathBuf,
+    /// `--log-level`, which wins over `logLevel`.
+    pub log_level: Option<LevelFilter>,
+}
+
+/// What it takes to reload.
+pub struct Reloader {
+    origin: Origin,
+    config: Config,
+    /// How many flows the backends have room for, if that is bounded.
+    capacity: Option<u32>,
+    /// The plugins with live keys, by the path of their sections.
+    plugins: Vec<(String, Live)>,
+}
+
+/// What a reload has come to, as paths of keys and parts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    changed: Vec<String>,
+    pending: Vec<String>,
+}
+
+impl Reloader {
+    /// Begins with the configuration that the daemon was started with.
+    pub fn new(
+        origin: Origin,
+        config: Config,
+        capacity: Option<u32>,
+        plugins: Vec<(String, Live)>,
+    ) -> Self {
+        Reloader { origin, config, capacity, plugins }
+    }
+
+    /// Reads the file and applies what can be applied, or leaves all as it is; says in
+    /// the log and to the service manager what became of it.
+    pub fn reload(&mut self, inlet: &Inlet, notifier: &Notifier) {
+        notifier.tell_reloading();
+        let mut outcome = None;
+        let order = match self.read() {
+            Ok(new) => {
+                new.log_notes();
+                outcome = Some(self.adopt(&new));
+                for (path, live) in &self.plugins {
+                    let plugins = &self.config.plugins;
+                    if let Some((_, section)) = plugins.iter().find(|(_, s)| s.path() == path) {
+                        live.publish(Arc::new(section.clone()));
+                    }
+                }
+                self.order(self.backends(), None)
+            }
+            Err(problems) => {
+                let problems = problems.to_string();
+                problems.lines().for_each(|problem| error!("{problem}"));
+                let count = match problems.lines().count() {
+                    1 => "a problem".to_owned(),
+                    count => format!("{count} problems"),
+                };
+                warn!("configuration not reloaded: it has {count}; the old one stays in force");
+                let remark = format!("the new configuration has {count}, the old one is in force");
+                self.order(Vec::new(), Some(remark))
+            }
+        };
+        // A daemon whose dispatcher is gone is about to stop, and says why itself.
+        let _ = inlet.reload(order);
+        if let Some(outcome) = outcome {
+            let level = self.log_level();
+            // Whichever level lets more through, it lets this through.
+            log::set_max_level(log::max_level().max(level));
+            outcome.say();
+            log::set_max_level(level);
+        }
+    }
+
+    fn read(&self) -> Result<Config> {
+        let path = &self.origin.path;
+        // To open a pipe that nobody writes to would take for ever.
+        if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let why = "it is not a regular file";
+            return Err(Error::config(format!("cannot read {path:?} again: {why}")));
+        }
+        Config::load(path)
+    }
+
+    /// Has in force what can change live, and tells what cannot.
+    fn adopt(&mut self, new: &Config) -> Outcome {
+        let mut outcome = Outcome::default();
+        for change in self.config.changes(new) {
+            if let Some(reason) = self.obstacle(&change, new) {
+                warn!("{change} needs a restart{reason}");
+                outcome.pending.push(change.path());
+                continue;
+            }
+            self.config.adopt(&change);
+            outcome.changed.push(change.path());
+        }
+        if let Some(level) = self.origin.log_level {
+            if let Some(at) = outcome.changed.iter().position(|path| path == "logLevel") {
+                let level = level.as_str().to_lowercase();
+                warn!("logLevel: no effect, since --log-level {level} wins over it");
+                outcome.changed.remove(at);
+            }
+        }
+        outcome
+    }
+
+    /// Why a change cannot be applied, if so: "" if its key is not live.
+    fn obstacle(&self, change: &Change, new: &Config) -> Option<String> {
+        if !change.is_live() {
+            return Some(String::new());
+        }
+        let capacity = self.capacity.filter(|capacity| new.max_flows() > *capacity)?;
+        (change.path() == "maxFlows").then(|| format!(": the marker has room for {capacity}"))
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.origin.log_level.unwrap_or(self.config.log_level())
+    }
+
+    /// The sections of backends that have live keys.
+    fn backends(&self) -> Vec<(&'static str, Arc<Section>)> {
+        let live = self.config.backends.iter();
+        let live = live.filter(|(spec, _)| spec.keys.iter().any(|key| key.live));
+        live.map(|(spec, section)| (spec.name, Arc::new(section.clone()))).collect()
+    }
+
+    fn order(&self, sections: Vec<(&'static str, Arc<Section>)>, remark: Option<String>) -> Reload {
+        Reload { max_flows: self.config.max_flows(), sections, remark }
+    }
+}
+
+impl Outcome {
+    fn say(&self) {
+        let mut text = match self.changed.as_slice() {
+            [] => "nothing changed".to_owned(),
+            changed => format!("changed {}", changed.join(", ")),
+        };
+        if !self.pending.is_empty() {
+            text.push_str(&format!("; needs a restart: {}", self.pending.join(", ")));
+        }
+        info!("configuration reloaded: {text}");
+    }
+}
