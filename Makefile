@@ -5,6 +5,8 @@ DESTDIR ?=
 PREFIX ?= /usr
 # What is installed.
 BINARY ?= target/release/glowd
+# Which of rpm/*.conf the units get: el8.conf, backoff.conf, or none.
+DROPINS ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 LIBDIR = $(DESTDIR)$(PREFIX)/lib
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
@@ -73,6 +75,8 @@ install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINA
 	test -e $(CONFDIR)/conf.json || install -D -m 0644 conf.json $(CONFDIR)/conf.json
 	install -D -m 0644 rpm/glowd.service $(LIBDIR)/systemd/system/glowd.service
 	install -D -m 0644 rpm/glowd@.service $(LIBDIR)/systemd/system/glowd@.service
+	for unit in glowd.service glowd@.service; do for file in $(DROPINS); do \
+	    install -D -m 0644 rpm/$$file $(LIBDIR)/systemd/system/$$unit.d/$$file || exit 1; done; done
 	install -D -m 0644 rpm/glowd.sysusers $(LIBDIR)/sysusers.d/glowd.conf
 	install -D -m 0644 rpm/glowd.tmpfiles $(LIBDIR)/tmpfiles.d/glowd.conf
 	install -d $(BASHDIR) $(ZSHDIR) $(FISHDIR)
@@ -83,6 +87,7 @@ install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINA
 	install -D -m 0644 data/registry.json $(SHAREDIR)/glowd/registry.json
 	install -d $(DOCDIR) $(LICENSEDIR)
 	install -m 0644 README.md CHANGELOG.md AUTHORS $(DOCDIR)
+	install -m 0644 rpm/el8.conf rpm/backoff.conf $(DOCDIR)
 	install -m 0644 data/README.md $(DOCDIR)/registry.md
 	install -m 0644 LICENSE THIRD-PARTY $(LICENSEDIR)
 	install -m 0644 bpf/COPYING $(LICENSEDIR)/COPYING.bpf
