@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::common::{binary, skip_unless_root, wait_for, PATIENCE};
 
 fn glowd() -> Command {
-    let mut command = Command::new(binary());
+    let mut command = crate::common::glowd();
     command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
     command
 }
@@ -61,9 +61,18 @@ fn help_lists_the_commands_and_explains_each() {
     let help = printed(&["help"]);
     assert_eq!(printed(&["-h"]), help);
     assert_eq!(printed(&["--help"]), help);
-    for command in
-        ["run", "conf", "marker clean", "tag encode", "tag decode", "version", "help", "man"]
-    {
+    let commands = [
+        "run",
+        "conf",
+        "marker clean",
+        "tag encode",
+        "tag decode",
+        "version",
+        "help",
+        "man",
+        "completions",
+    ];
+    for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         let one = printed(&words);
@@ -149,6 +158,8 @@ fn wrong_words_are_usage_errors_with_the_nearest_right_one() {
             "glowd: \"--log-lvel\" is not a flag: did you mean \"--log-level\"?",
         ),
         (&["man", "glowd.cnf"], "glowd: \"glowd.cnf\" is not a page: did you mean \"glowd.conf\"?"),
+        (&["completions", "fihs"], "glowd: \"fihs\" is not a shell: did you mean \"fish\"?"),
+        (&["completions", "ksh", "x"], "glowd: \"x\" is too much: \"completions\" takes one shell"),
         (&["conf", "now"], "glowd: \"now\" is too much: \"conf\" takes no word"),
         (&["run", "--conf"], "glowd: --conf needs a value: --conf PATH"),
     ] {
@@ -385,7 +396,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
     let in_namespace = |prepare: &str| {
         let script = format!(
             "mount -t tmpfs none /dev && mount -t tmpfs none /run && {prepare} && \
-             exec \"$GLOWD\" run --conf \"$CONF\""
+             exec $GLOWD_WRAPPER \"$GLOWD\" run --conf \"$CONF\""
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]);

@@ -1,5 +1,5 @@
-//! The one table of commands and the one of flags: parser, help and man page all
-//! read them.
+//! The one table of commands and the one of flags: parser, help, man page and
+//! completions all read them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ impl Default for Args {
 }
 
 /// The levels of `--log-level`.
-const LEVELS: &[(&str, LevelFilter)] = &[
+pub(super) const LEVELS: &[(&str, LevelFilter)] = &[
     ("debug", LevelFilter::Debug),
     ("info", LevelFilter::Info),
     ("warn", LevelFilter::Warn),
@@ -149,6 +149,13 @@ pub static COMMANDS: &[Command] = &[
         doc: "Print the manual page glowd or glowd.conf. Its form is that of mandoc and groff: \
               try glowd man glowd.conf | man -l -.",
         run: commands::man,
+    },
+    Command {
+        name: "completions",
+        operand: Some("SHELL"),
+        doc: "Print the completions for bash, zsh or fish. Packages install them; without one, \
+              try source <(glowd completions bash). They are bash's unless SHELL says otherwise.",
+        run: commands::completions,
     },
 ];
 

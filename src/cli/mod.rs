@@ -2,6 +2,7 @@
 //! on the main thread.
 
 mod commands;
+mod completions;
 mod flags;
 mod help;
 pub mod man;

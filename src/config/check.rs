@@ -8,6 +8,7 @@ use super::key::{Key, Kind};
 use super::nearest::nearest;
 use super::problem::{Note, Position, Problem};
 use super::section::Section;
+use super::service_dirs;
 use super::value::{self, unexpected};
 use crate::part::Spec;
 
@@ -125,7 +126,7 @@ impl<'t> Judge<'t> {
                     .ok()
             });
             // After a problem the default only stands in: the whole is refused.
-            if let Some(value) = judged.or_else(|| key.default_value()) {
+            if let Some(value) = judged.or_else(|| service_dirs::default_value(key)) {
                 values.push((key.name, value));
             }
         }

@@ -11,6 +11,7 @@ pub mod nearest;
 mod problem;
 mod rules;
 mod section;
+mod service_dirs;
 mod value;
 
 use std::fs::File;

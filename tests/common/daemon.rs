@@ -1,6 +1,7 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,6 +21,22 @@ use tempfile::TempDir;
 
 use super::netns::Namespace;
 use super::{wait_for, PATIENCE};
+
+/// The program that GLOWD_WRAPPER names, if it does: each glowd of the tests is started
+/// through it. It gets glowd and its arguments as its own and has to become it by
+/// exec(3), so that process id, descriptors and signals are those of glowd
+/// (tools/syscalls).
+fn wrapper() -> Option<OsString> {
+    env::var_os("GLOWD_WRAPPER")
+}
+
+/// The command that becomes glowd.
+pub(crate) fn glowd() -> Command {
+    let mut words = wrapper().into_iter().chain([binary().into()]);
+    let mut command = Command::new(words.next().expect("at least glowd"));
+    command.args(words);
+    command
+}
 
 /// What the daemon has printed on standard error.
 #[derive(Default)]
@@ -65,7 +82,7 @@ impl Nobody {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
-        command.args(["--bounding-set", self.0]).arg(copy);
+        command.args(["--bounding-set", self.0]).args(wrapper()).arg(copy);
         command
     }
 }
@@ -107,7 +124,7 @@ impl Daemon {
             .expect("to write the configuration");
         let mut command = match user {
             Some(user) => user.command(&dir),
-            None => Command::new(binary()),
+            None => glowd(),
         };
         command.args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
@@ -121,7 +138,7 @@ impl Daemon {
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        let mut command = Command::new(binary());
+        let mut command = glowd();
         set_up(&mut command);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), None)
             .unwrap_or_else(|failure| panic!("{failure:#?}"))
@@ -158,15 +175,15 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-        command.arg("prlimit").arg(format!("--nproc={threads}")).arg(copy);
-        command.args(["--log-level", "debug"]);
+        command.arg("prlimit").arg(format!("--nproc={threads}"));
+        command.args(wrapper()).arg(copy).args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), 7777, None)
     }
 
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
-        let mut command = Command::new(binary());
+        let mut command = glowd();
         command.args(["--log-level", "debug"]);
         let next = Self::launch(command, self.dir.clone(), self.api, namespace);
         *self = next.unwrap_or_else(|failure| panic!("{failure:#?}"));

@@ -1,0 +1,212 @@
+//! A healthy service: what it is, what it does, what its stop leaves.
+
+use serde_json::json;
+
+use crate::common::packet::{TCP, UDP};
+use crate::common::{udp, v6, wait_for, Connection, DEVICE, HERE, THERE};
+use crate::machine::{config, Machine, Probe};
+use crate::rig::{each, is_marked, is_plain, line, of, Strategy, CMS, STRATEGIES};
+
+const COUNT: usize = 20;
+
+/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF (capabilities(7)).
+const CAPABILITIES: u64 = 1 << 12 | 1 << 38 | 1 << 39;
+
+#[test]
+fn it_is_ready_as_its_own_user_with_three_capabilities() {
+    let machine = Machine::with_service(&json!({}));
+    assert_eq!(machine.property("glowd", "ActiveState"), "active");
+    let pid = machine.main_pid("glowd");
+    let status = std::fs::read_to_string(machine.path(&format!("/proc/{pid}/status"))).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let id = |option| machine.run(&["id", option, "glowd"]);
+    assert_ne!(id("-u"), "0");
+    assert_eq!(field("Uid:"), vec![id("-u"); 4]);
+    assert_eq!(field("Gid:"), vec![id("-g"); 4]);
+    assert_eq!(field("Groups:"), [id("-g")]);
+    for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:", "CapBnd:"] {
+        let has = u64::from_str_radix(&field(set)[0], 16).unwrap();
+        assert_eq!(has, CAPABILITIES, "{set}");
+    }
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), (vec!["1".into()], vec!["2".into()]));
+    let limits = std::fs::read_to_string(machine.path(&format!("/proc/{pid}/limits"))).unwrap();
+    let limit = |name| limits.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(limit("Max locked memory").contains("unlimited"), "{limits}");
+    assert!(limit("Max core file size").contains(" 0 "), "{limits}");
+    // With the system's tree it has nothing to do but read it.
+    let mounts = std::fs::read_to_string(machine.path(&format!("/proc/{pid}/mounts"))).unwrap();
+    let options = |place: &str| {
+        let line = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some(place));
+        line.and_then(|line| line.split(' ').nth(3)).unwrap_or_default().to_owned()
+    };
+    assert!(options("/").starts_with("ro,"), "{mounts}");
+    assert!(options("/run/glowd").starts_with("rw,"), "{mounts}");
+}
+
+/// UDP and TCP, and every octet of a packet as the strategy demands.
+#[test]
+fn it_marks_real_traffic_from_start_to_end() {
+    let machine = Machine::boot();
+    for (strategy, attach) in STRATEGIES
+        .map(|strategy| (strategy, "auto"))
+        .into_iter()
+        .chain([(Strategy::Label, "clsact"), (Strategy::HopByHopDestination, "clsact")])
+    {
+        let marker = json!({ "markingStrategy": strategy.name(), "attach": attach });
+        machine.configure("conf", &config(&marker));
+        machine.run(&["systemctl", "restart", "glowd"]);
+        let capture = machine.capture();
+        let mut probe = Probe::new(&machine, &capture, strategy);
+        let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
+        let sockets = (udp(&machine.pair.here, from, to), udp(&machine.pair.there, to, from));
+        let mut cuts = Vec::new();
+        let mut traffic = |probe: &mut Probe| {
+            let server = v6(THERE, 1094);
+            let ends = ((&machine.pair.here, from), (&machine.pair.there, server));
+            Connection::open(ends.0, ends.1, 0xb8).ping_pong(COUNT);
+            for _ in 0..COUNT {
+                sockets.0.send(b"datagram").unwrap();
+                crate::common::receive(&sockets.1, &mut [0; 16]).unwrap();
+            }
+            probe.send();
+            cuts.push(capture.count());
+        };
+        let lines = |start| {
+            line(start, "udp", from, to, CMS) + &line(start, "tcp", from, v6(THERE, 1094), CMS)
+        };
+        traffic(&mut probe);
+        probe.obey(true, &lines(true));
+        traffic(&mut probe);
+        probe.obey(false, &lines(false));
+        traffic(&mut probe);
+        let packets = capture.packets(0..cuts[2]);
+        let parts = [&packets[..cuts[0]], &packets[cuts[0]..cuts[1]], &packets[cuts[1]..]];
+        for (part, marked) in parts.into_iter().zip([false, true, false]) {
+            for (protocol, port) in [(UDP, 5001), (TCP, 1094)] {
+                let flow = part.iter().filter(of(protocol, 40_000, port));
+                let count = each(flow, |packet| match marked {
+                    // The end of a connection may come behind that of its flow.
+                    _ if packet.tcp_flags & 0x15 != 0x10 && protocol == TCP => Ok(()),
+                    true => is_marked(packet, strategy, CMS),
+                    false => is_plain(packet),
+                });
+                assert!(count >= COUNT, "{strategy:?} {attach}: {count} of {protocol}");
+            }
+        }
+    }
+}
+
+#[test]
+fn its_stop_leaves_nothing() {
+    for attach in ["tcx", "clsact"] {
+        let machine = Machine::with_service(&json!({ "attach": attach }));
+        let capture = machine.capture();
+        let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+        probe.obey(true, "");
+        assert_ne!(machine.attached(), [""; 0]);
+        for file in ["np", "glowd.pid"] {
+            assert!(machine.path(&format!("/run/glowd/{file}")).exists(), "{file}");
+        }
+        machine.run(&["systemctl", "stop", "glowd"]);
+        machine.assert_nothing_is_left("/run/glowd");
+        assert_eq!(machine.property("glowd", "Result"), "success");
+        probe.await_marked(false);
+        // Nor did any part of it complain.
+        let journal = machine.journal("glowd");
+        assert!(!journal.contains("error: ") && !journal.contains("warn: "), "{journal}");
+    }
+}
+
+/// Members of the group write to the pipe, others neither write nor read.
+#[test]
+fn members_of_the_group_may_write_to_the_pipe() {
+    let machine = Machine::with_service(&json!({}));
+    machine.run(&["useradd", "--groups", "glowd", "member"]);
+    machine.run(&["useradd", "stranger"]);
+    let mode = |path| machine.run(&["stat", "--format=%U:%G %a %F", path]);
+    assert_eq!(mode("/run/glowd"), "glowd:glowd 755 directory");
+    assert_eq!(mode("/run/glowd/np"), "glowd:glowd 660 fifo");
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    assert!(!machine.write_as("stranger", "/run/glowd/np", &Probe::line(true)));
+    assert!(machine.write_as("member", "/run/glowd/np", &Probe::line(true)));
+    probe.await_marked(true);
+    assert!(!machine.write_as("stranger", "/run/glowd/np", &Probe::line(false)));
+    assert!(machine.write_as("member", "/run/glowd/np", &Probe::line(false)));
+    probe.await_marked(false);
+}
+
+/// The new configuration holds, and what is open stays open.
+#[test]
+fn a_reload_applies_what_can_change() {
+    let machine = Machine::with_service(&json!({}));
+    let pid = machine.main_pid("glowd");
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    probe.obey(true, "");
+    let mut new = config(&json!({}));
+    new["maxFlows"] = json!(1);
+    machine.configure("conf", &new);
+    machine.run(&["systemctl", "reload", "glowd"]);
+    machine.await_property("glowd", "ActiveState", "active");
+    wait_for("the reload", || machine.journal("glowd").contains("maxFlows").then_some(()));
+    assert_eq!(machine.main_pid("glowd"), pid);
+    probe.await_marked(true);
+    probe.obey(false, "");
+}
+
+/// A broken one is refused whole, its errors are in the journal, the old one holds.
+#[test]
+fn a_reload_of_a_broken_configuration_changes_nothing() {
+    let machine = Machine::with_service(&json!({}));
+    let pid = machine.main_pid("glowd");
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    machine.write("/etc/glowd/conf.json", "{\n  \"maxFlow\": 5\n}\n");
+    machine.run(&["systemctl", "reload", "glowd"]);
+    let told = "/etc/glowd/conf.json:2:3: ";
+    wait_for("the errors", || machine.journal("glowd").contains(told).then_some(()));
+    machine.await_property("glowd", "ActiveState", "active");
+    assert_eq!(machine.main_pid("glowd"), pid);
+    probe.obey(true, "");
+    probe.obey(false, "");
+    machine.run(&["systemctl", "stop", "glowd"]);
+    machine.assert_nothing_is_left("/run/glowd");
+}
+
+/// What `systemctl status` shows.
+#[test]
+fn its_status_counts_flows() {
+    let machine = Machine::with_service(&json!({}));
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    let shows = |open: &str| {
+        wait_for("the status", || {
+            machine.property("glowd", "StatusText").contains(open).then_some(())
+        });
+    };
+    shows("0 flows open");
+    probe.obey(true, "");
+    shows("1 flows open");
+    probe.obey(false, "");
+    shows("0 flows open");
+}
+
+/// Whatever was open: the new one begins with nothing attached but its own.
+#[test]
+fn it_survives_a_restart_under_traffic() {
+    let machine = Machine::with_service(&json!({ "attach": "clsact" }));
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    for _ in 0..3 {
+        probe.obey(true, "");
+        machine.run(&["systemctl", "restart", "glowd"]);
+        probe.await_marked(false);
+    }
+    let filters = machine.attached();
+    let own = filters.iter().filter(|line| line.starts_with(DEVICE)).count();
+    assert_eq!(own, 2, "a filter and its qdisc: {filters:?}");
+}
