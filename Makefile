@@ -26,6 +26,13 @@ demo: deps-test ## show a marked transfer between two network namespaces (root)
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test
 
+system-test: deps-system ## run the units under a real systemd, in containers (root)
+	tools/system-tree
+	$(CARGO) test --locked --test system -- --test-threads=1
+
+syscalls-test: deps-syscalls ## run the tests with glowd confined to rpm/syscalls (root)
+	tools/syscalls test
+
 lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 	tools/lint
 
@@ -56,4 +63,5 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean
+.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean \
+    system-test syscalls-test

@@ -20,6 +20,7 @@ use std::time::Duration;
 use libbpf_sys as sys;
 
 use super::abi::{Plain, SkBuff};
+pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray};
