@@ -391,9 +391,8 @@ impl NamedPipe {
     fn reload(&mut self) {
         let Some(section) = self.live.take() else { return };
         let settled = access(&section).and_then(|access| {
-            match &self.current {
-                Some(end) => end.fifo.change(self.access, access)?,
-                None => {}
+            if let Some(end) = &self.current {
+                end.fifo.change(self.access, access)?;
             }
             Ok(access)
         });
