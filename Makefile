@@ -10,7 +10,7 @@ CONFDIR = $(DESTDIR)/etc/glowd
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: deps-build ## build the daemon (target/release/glowd)
 	$(CARGO) build --release --locked

@@ -17,3 +17,4 @@ mod named_pipe;
 #[cfg(feature = "ebpf")]
 mod netns;
 mod pipeline;
+mod reload;

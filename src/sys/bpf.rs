@@ -37,14 +37,6 @@ static MARKER_ALIGNED: &Aligned<[u8]> =
 /// bpf/marker.bpf.c, compiled.
 pub static MARKER: &[u8] = &MARKER_ALIGNED.0;
 
-/// libbpf's version, such as `v1.7`.
-pub fn libbpf_version() -> String {
-    // SAFETY: takes nothing, and returns a string that is never freed.
-    let text = unsafe { sys::libbpf_version_string() };
-    // SAFETY: as said, and it ends in a NUL.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
 /// Whether the kernel has the helper bpf_check_mtu (5.12) for tc programs. Also
 /// yes if glowd may not ask, which loading will say better.
 pub fn has_check_mtu() -> bool {
