@@ -42,6 +42,13 @@ demo: deps-test ## show a marked transfer between two network namespaces (root)
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test
 
+system-test: deps-system ## run the units under a real systemd, in containers (root)
+	tools/system-tree
+	$(CARGO) test --locked --test system -- --test-threads=1
+
+syscalls-test: deps-syscalls ## run the tests with glowd confined to rpm/syscalls (root)
+	tools/syscalls test
+
 lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 	tools/lint
 
@@ -113,4 +120,5 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build static run demo test lint bench fuzz man fmt reproducible test-static check-aarch64 check-macos srpm rpm deb test-packages install clean
+# Each target but the files that are made.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
