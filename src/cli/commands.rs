@@ -39,6 +39,11 @@ pub(super) fn marker_clean(args: &Args) -> Result<()> {
     backends::clean_marker(&args.interfaces)
 }
 
+pub(super) fn selftest(args: &Args) -> Result<()> {
+    crate::log::init(args.log_level, args.log_time, Destination::Stderr)?;
+    crate::selftest::run(&mut io::stdout().lock())
+}
+
 pub(super) fn version(_: &Args) -> Result<()> {
     let mut text = format!("glowd {}\n", env!("CARGO_PKG_VERSION"));
     // A source archive has no commit to name.

@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use super::abi::{FlowKey, FlowValue, Settings, SkBuff, UNMARKED_REASONS};
-use super::bpf::{has_check_mtu, libbpf_version, Object, OpenObject, MARKER};
+use super::bpf::{libbpf_version, Object, OpenObject, MARKER};
+use super::probe::has_check_mtu;
 
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();

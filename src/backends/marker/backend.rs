@@ -22,6 +22,7 @@ use crate::net::tc::Hook;
 use crate::part::Context;
 use crate::sys::abi::{FlowKey, FlowValue, Settings, Strategy, UNMARKED_REASONS};
 use crate::sys::bpf::{self, Map, Object, OpenObject, PerCpuArray};
+use crate::sys::probe;
 use crate::warn_limited;
 
 pub(super) struct Marker {
@@ -63,7 +64,7 @@ impl Marker {
             match_all: section.bool("matchAll").into(),
             debug: section.bool("debugMode").into(),
             // Headers only make packets exceed it.
-            check_mtu: (strategy.adds_header() && bpf::has_check_mtu()).into(),
+            check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
         };
         let object = load(section.text("programPath"), settings, &framings, context.max_flows)?;
         if strategy.adds_header() && settings.check_mtu == 0 {
