@@ -54,7 +54,8 @@ int capture(struct __sk_buff *skb)
 		 */
 		rest = len & (CAPTURED_DATA - 1);
 		barrier_var(rest);
-		failed = !rest || bpf_skb_load_bytes(skb, 0, packet.data, rest) < 0;
+		failed = rest < ETH_HLEN ||
+			 bpf_skb_load_bytes(skb, 0, packet.data, rest) < 0;
 	}
 	if (failed || bpf_map_push_elem(&captured, &packet, BPF_ANY) < 0) {
 		count = bpf_map_lookup_elem(&lost, &zero);
