@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn the_limit_of_locked_memory_is_read() {
-        let limits = |value| format!("Max processes 1 1 processes\nMax locked memory  {value}  bytes\n");
+        let limits =
+            |value| format!("Max processes 1 1 processes\nMax locked memory  {value}  bytes\n");
         assert_eq!(parse_memlock(&limits("65536 65536")), Some(65_536));
         assert_eq!(parse_memlock(&limits("unlimited unlimited")), None);
         assert_eq!(parse_memlock(""), None);

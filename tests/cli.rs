@@ -61,7 +61,7 @@ fn help_lists_the_commands_and_explains_each() {
     let help = printed(&["help"]);
     assert_eq!(printed(&["-h"]), help);
     assert_eq!(printed(&["--help"]), help);
-    for command in ["run", "conf", "marker clean", "version", "help", "man"] {
+    for command in ["run", "conf", "marker clean", "selftest", "version", "help", "man"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         let one = printed(&words);
@@ -344,4 +344,6 @@ fn without_ebpf_the_marker_refuses() {
     assert_eq!(run.status.code(), Some(78), "{}", err(&run));
     assert!(err(&run).contains("backends.marker: "), "{}", err(&run));
     assert!(err(&run).contains("ebpf"), "{}", err(&run));
+    let lines = refused(&["selftest"], 78);
+    assert!(lines[0].contains("ebpf"), "{lines:?}");
 }

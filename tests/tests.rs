@@ -17,3 +17,5 @@ mod named_pipe;
 #[cfg(feature = "ebpf")]
 mod netns;
 mod pipeline;
+#[cfg(feature = "ebpf")]
+mod selftest;

@@ -24,7 +24,7 @@ pub(super) struct Capture {
 
 impl Capture {
     /// Starts it.
-    pub(super) fn new(cable: &mut Cable, has_gso_size: bool) -> Result<Self> {
+    pub(super) fn new(cable: &Cable, has_gso_size: bool) -> Result<Self> {
         let object = load(has_gso_size)?;
         let program = object.program("capture")?;
         let index = cable.far.interface.index;

@@ -88,8 +88,7 @@ impl Daemon {
         fs::write(folder.file("conf.json"), config.to_string())
             .map_err(what("write its configuration"))?;
         let log = File::create(folder.file("log")).map_err(what("create its log"))?;
-        let notified =
-            UnixDatagram::bind(folder.file("notify")).map_err(what("bind a socket"))?;
+        let notified = UnixDatagram::bind(folder.file("notify")).map_err(what("bind a socket"))?;
         notified.set_nonblocking(true).map_err(what("bind a socket"))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg("--conf").arg(folder.file("conf.json")).arg("run");

@@ -103,7 +103,8 @@ fn privileges(report: &mut Report<'_>, kernel: &mut Kernel) {
             report.ok(what, "limits eBPF before 5.11; glowd may raise the limit, and does");
         }
         Some(octets) => {
-            let text = format!("{octets} octets, by which this kernel limits eBPF: {RAISE_MEMLOCK}");
+            let text =
+                format!("{octets} octets, by which this kernel limits eBPF: {RAISE_MEMLOCK}");
             report.fail(what, &text);
             kernel.refusal = Some("the limit of locked memory (RLIMIT_MEMLOCK) is low".into());
         }

@@ -55,7 +55,7 @@ fn on_cable(kernel: &Kernel, watch: &Watch, report: &mut Report<'_>) -> Result<(
     }
     let mut cable = Cable::new(kernel.may_make_namespaces())?;
     report.ok("veth", &cable.to_string());
-    let mut capture = Capture::new(&mut cable, kernel.has_gso_size())?;
+    let mut capture = Capture::new(&cable, kernel.has_gso_size())?;
     match capture.clsact() {
         Ok(()) => report.ok("clsact", "a qdisc for programs on both ways"),
         Err(cause) => report.none(
@@ -64,7 +64,7 @@ fn on_cable(kernel: &Kernel, watch: &Watch, report: &mut Report<'_>) -> Result<(
         ),
     }
     report.ok("ingress", &format!("a program sees what arrives, attached by {}", capture.way()));
-    traffic::await_cable(&mut cable, watch)?;
+    traffic::await_cable(&cable, watch)?;
     for (attach, strategy, name) in ways() {
         let what = format!("{attach} {name}");
         let missing = match attach {

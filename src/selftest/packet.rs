@@ -118,11 +118,16 @@ impl fmt::Display for Packet {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::sys::abi::CAPTURED_DATA;
 
     /// A packet of UDP with that label and these headers, of `length` octets of data.
-    fn captured(label: u32, headers: &[(u8, [u8; 8])], length: usize) -> Captured {
+    pub(in super::super) fn captured(
+        label: u32,
+        headers: &[(u8, [u8; 8])],
+        length: usize,
+    ) -> Captured {
         let mut bytes = vec![0; ETHERNET];
         bytes.extend((6 << 28 | label).to_be_bytes());
         let payload = headers.len() * 8 + 8 + length;
@@ -132,9 +137,10 @@ mod tests {
         headers.iter().for_each(|(_, header)| bytes.extend(header));
         bytes.extend([0x9c, 0x40, 0x13, 0x89, 0, 0, 0, 0]);
         bytes.resize(bytes.len() + length, 7);
-        let mut captured = Captured { len: u32::try_from(bytes.len()).unwrap(), ..Default::default() };
-        bytes.resize(captured.data.len(), 0);
-        captured.data.copy_from_slice(&bytes[..captured.data.len()]);
+        let mut captured =
+            Captured { len: u32::try_from(bytes.len()).unwrap(), ..Default::default() };
+        bytes.resize(CAPTURED_DATA.max(bytes.len()), 0);
+        captured.data.copy_from_slice(&bytes[..CAPTURED_DATA]);
         captured
     }
 

@@ -76,7 +76,10 @@ pub(super) fn run(
     watch.until("packets to be marked", || {
         traffic.send_udp(100, watch)?;
         let packets = capture.drain()?;
-        Ok(packets.iter().any(|p| judge.is_of(p, &judge.udp) && p.is_marked(strategy)).then_some(()))
+        Ok(packets
+            .iter()
+            .any(|p| judge.is_of(p, &judge.udp) && p.is_marked(strategy))
+            .then_some(()))
     })?;
 
     traffic.connect(watch)?;
@@ -154,8 +157,8 @@ impl Judge {
                 seen.other += 1;
             }
         }
-        let few = open
-            && (octets < BULK.0 || seen.udp < DATAGRAMS.len() || seen.other < DATAGRAMS.len());
+        let few =
+            open && (octets < BULK.0 || seen.udp < DATAGRAMS.len() || seen.other < DATAGRAMS.len());
         if few {
             let Seen { udp, other, .. } = seen;
             return Err(Error::new(
@@ -190,4 +193,55 @@ fn nothing_is_left(cable: &mut Cable) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selftest::packet::decode;
+    use crate::selftest::packet::tests::captured;
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
+    /// Of flows whose destination is port 5001, as in [`captured`].
+    fn judge() -> Judge {
+        let port = |port| SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0);
+        let flow = |protocol, from| Flow { protocol, from: port(from), to: port(5001) };
+        Judge {
+            strategy: Strategy::Label,
+            mtu: 1500,
+            tcp: flow("tcp", 40_000),
+            udp: flow("udp", 40_000),
+            other: flow("udp", 40_001),
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_not_as_it_should_be_fails_the_round() {
+        let judge = judge();
+        let marked = decode(&captured(0xd294, &[], 100)).unwrap();
+        let plain = decode(&captured(0, &[], 100)).unwrap();
+        let of_other = Packet { source: 40_001, ..marked.clone() };
+        let long = Packet { wire: 1501, ..plain.clone() };
+        let foreign = Packet { source: 1, ..marked.clone() };
+        for (packet, open, text) in [
+            (&plain, true, "is not marked"),
+            (&marked, false, "is not as it was sent"),
+            (&of_other, true, "is not as it was sent"),
+            (&long, false, "is longer than the MTU of 1500"),
+        ] {
+            let error = judge.all(std::slice::from_ref(packet), open).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+        assert_eq!(judge.all(&[plain.clone(), plain], false).unwrap().udp, 2);
+        judge.all(&[foreign], false).unwrap();
+        // All as it should be, but not all of it.
+        let error = judge.all(&[marked], true).unwrap_err().to_string();
+        assert!(error.contains("only 0 octets of TCP, 1 and 0 datagrams"), "{error}");
+    }
+
+    #[test]
+    fn a_line_has_the_eight_words() {
+        let text = line("start", &judge().udp);
+        assert_eq!(text, "start udp ::1 40000 ::1 5001 300 37\n");
+    }
 }

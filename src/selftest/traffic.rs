@@ -47,7 +47,10 @@ pub(super) struct Traffic {
 enum Client {
     /// It has a port, and is not connected.
     Bound(OwnedFd),
-    Connected { near: TcpStream, far: TcpStream },
+    Connected {
+        near: TcpStream,
+        far: TcpStream,
+    },
 }
 
 impl Traffic {
@@ -63,10 +66,7 @@ impl Traffic {
                 listener.set_nonblocking(true)?;
                 Ok(listener)
             });
-            Ok::<_, Error>((
-                listener.map_err(fail("TCP"))?,
-                plain_udp(far).map_err(fail("UDP"))?,
-            ))
+            Ok::<_, Error>((listener.map_err(fail("TCP"))?, plain_udp(far).map_err(fail("UDP"))?))
         })??;
         let to = |address: std::io::Result<SocketAddr>| match address {
             Ok(SocketAddr::V6(address)) => Ok(address),
@@ -255,9 +255,8 @@ fn plain_udp(address: SocketAddrV6) -> std::io::Result<UdpSocket> {
 fn plain_tcp(address: SocketAddrV6) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Inet6, SockType::Stream, flags, None)?;
-    let refused = |error: std::io::Error| {
-        error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
-    };
+    let refused =
+        |error: std::io::Error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     without_label(&socket).map_err(refused)?;
     bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
     Ok(socket)

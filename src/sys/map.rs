@@ -168,8 +168,7 @@ impl<V: Plain> Queue<V> {
         let (fd, out) = (self.fd.as_raw_fd(), &raw mut value);
         // SAFETY: a queue has no key; the value has the size of the map's, checked
         // when it was made, and any bytes are a value of a Plain type.
-        let code =
-            unsafe { sys::bpf_map_lookup_and_delete_elem(fd, std::ptr::null(), out.cast()) };
+        let code = unsafe { sys::bpf_map_lookup_and_delete_elem(fd, std::ptr::null(), out.cast()) };
         match outcome(code) {
             Ok(()) => Ok(Some(value)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),

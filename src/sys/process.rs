@@ -15,3 +15,21 @@ pub fn stop_with_parent(command: &mut Command) {
     // SAFETY: it makes one system call, and neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_child_stops_when_the_thread_that_started_it_ends() {
+        let start = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000");
+            stop_with_parent(&mut command);
+            command.spawn().unwrap()
+        };
+        let mut child = std::thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+    }
+}
