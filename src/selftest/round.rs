@@ -220,9 +220,10 @@ mod tests {
         let judge = judge();
         let marked = decode(&captured(0xd294, &[], 100)).unwrap();
         let plain = decode(&captured(0, &[], 100)).unwrap();
-        let of_other = Packet { source: 40_001, ..marked.clone() };
-        let long = Packet { wire: 1501, ..plain.clone() };
-        let foreign = Packet { source: 1, ..marked.clone() };
+        let (mut of_other, mut foreign) = (marked.clone(), marked.clone());
+        (of_other.source, foreign.source) = (40_001, 1);
+        let mut long = plain.clone();
+        long.wire = 1501;
         for (packet, open, text) in [
             (&plain, true, "is not marked"),
             (&marked, false, "is not as it was sent"),
