@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::net::netlink::Socket;
 use crate::net::tc::{self, Hook};
 use crate::sys::abi::Captured;
-use crate::sys::bpf::{Link, Map, Object, OpenObject, Queue, SELFTEST};
+use crate::sys::bpf::{Link, Map, Object, Queue};
+use crate::sys::probe;
 
 /// A running capture.
 pub(super) struct Capture {
@@ -81,14 +82,7 @@ impl Capture {
 
 /// Loads the capture.
 pub(super) fn load(has_gso_size: bool) -> Result<Object> {
-    let mut object = open("capture")?;
+    let mut object = probe::open("capture")?;
     object.set_rodata(".rodata.selftest", &u32::from(has_gso_size))?;
     object.load()
-}
-
-/// Opens the object, of whose programs only `program` will be loaded.
-pub(super) fn open(program: &str) -> Result<OpenObject> {
-    let mut object = OpenObject::from_memory("selftest", SELFTEST)?;
-    object.retain_programs(|name| name == program)?;
-    Ok(object)
 }

@@ -6,13 +6,13 @@ use std::path::Path;
 
 use nix::sys::utsname::uname;
 
-use super::capture::{load, open};
+use super::capture::load;
 use super::report::Report;
-use crate::error::Result;
 use crate::net::tc::Hook;
 use crate::privileges::{memlock_limit, Capabilities, RAISE_MEMLOCK};
 use crate::sys::abi::Strategy;
-use crate::sys::{bpf, probe};
+use crate::sys::bpf;
+use crate::sys::probe::{self, Feature};
 
 /// The answers that decide what is tried.
 #[derive(Debug, Default)]
@@ -115,7 +115,7 @@ fn privileges(report: &mut Report<'_>, kernel: &mut Kernel) {
 fn programs(report: &mut Report<'_>, kernel: &mut Kernel) {
     let what = "bpf(2)";
     // The second differs in nothing but this field.
-    kernel.gso_size = open("try_gso_size").and_then(bpf::OpenObject::load).is_ok();
+    kernel.gso_size = probe::open("try_gso_size").and_then(bpf::OpenObject::load).is_ok();
     match load(kernel.gso_size) {
         Ok(_) => report.ok(what, "loads programs of glowd's"),
         Err(error) => {
@@ -147,18 +147,12 @@ fn why_refused() -> String {
 
 /// What the packet path uses, each with the version of Linux that has brought it.
 fn features(report: &mut Report<'_>, kernel: &mut Kernel) {
-    let loads = |program| open(program).and_then(bpf::OpenObject::load).is_ok();
-    let for_headers = [
-        ("gso_size", "in __sk_buff, 5.7", kernel.gso_size),
-        ("global functions", "in eBPF, 5.6", loads("try_function")),
-        ("adjust_room", "keeps a GSO packet's segments, 4.20", adjusts_room().unwrap_or(false)),
-    ];
-    for (what, text, has) in for_headers {
-        if has {
-            report.ok(what, text);
+    for Feature { name, text, there } in probe::for_headers() {
+        if there {
+            report.ok(name, text);
         } else {
-            report.none(what, &format!("{text}; only the strategy label works without"));
-            kernel.lacks_for_headers.push(what);
+            report.none(name, &format!("{text}; only the strategy label works without"));
+            kernel.lacks_for_headers.push(name);
         }
     }
     if probe::has_check_mtu() {
@@ -184,16 +178,6 @@ fn features(report: &mut Report<'_>, kernel: &mut Kernel) {
             report.none("tcx", &format!("6.6 ({error}); programs are attached by clsact instead"));
         }
     }
-}
-
-/// Whether bpf_skb_adjust_room knows BPF_F_ADJ_ROOM_FIXED_GSO, which it says when it runs.
-fn adjusts_room() -> Result<bool> {
-    let object = open("try_adjust_room")?.load()?;
-    // An Ethernet header with the type of IPv6, then IPv6 and UDP.
-    let mut packet = vec![0; 14 + 40 + 8];
-    packet[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
-    (packet[19], packet[20]) = (8, 17);
-    Ok(object.program("try_adjust_room")?.test_run(&packet, None, 1)?.verdict == 0)
 }
 
 /// What the marker does without, and other parts may want.

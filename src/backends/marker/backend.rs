@@ -275,7 +275,17 @@ fn load(path: &str, settings: Settings, framings: &[Framing], max_flows: u32) ->
     object.retain_programs(|name| {
         framings.iter().any(|f| name == f.marker() || (room && name == f.room()))
     })?;
-    object.load()
+    object.load().map_err(|error| {
+        // The verifier's words for it would be of registers and offsets.
+        let lacking = if room { probe::lacks_for_headers() } else { Vec::new() };
+        if lacking.is_empty() {
+            return error;
+        }
+        error.at(format!(
+            "the kernel lacks {}, which only the strategy label works without",
+            lacking.join(", ")
+        ))
+    })
 }
 
 /// Tells the programs the MTUs, on a kernel that does not (before 5.12).
