@@ -37,10 +37,12 @@ impl Capture {
                     tc::add_filter(&mut socket, index, Hook::Ingress, 1, fd, "glowd selftest")
                 })
                 .map_err(|failure| failure.to_string());
-            let link = match clsact {
+            let link = match &clsact {
                 Ok(()) => None,
-                Err(_) => Some(program.attach_tcx(index, Hook::Ingress).map_err(|error| {
-                    Error::os("cannot attach a program to ingress, by clsact or by tcx", error)
+                Err(cause) => Some(program.attach_tcx(index, Hook::Ingress).map_err(|error| {
+                    let what = "cannot attach a program, neither by clsact (are the modules \
+                                sch_ingress and cls_bpf there?)";
+                    Error::os(format!("{what}: {cause}; nor by tcx"), error)
                 })?),
             };
             Ok::<_, Error>((clsact, link))

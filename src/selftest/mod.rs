@@ -36,23 +36,17 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
     let watch = Watch::start()?;
     let mut report = Report::new(out);
     let kernel = kernel::ask(&mut report);
-    let result = match on_cable(&kernel, &watch, &mut report) {
-        Err(error) if !watch.is_interrupted() => {
-            report.fail("traffic", &error.to_string());
-            Err(error)
-        }
-        other => other,
+    let result = match kernel.refusal() {
+        Some(reason) => Err(Error::new(Class::Os, reason)),
+        None => on_cable(&kernel, &watch, &mut report),
     };
     let result = result.and_then(|()| report.verdict());
     let written = report.close(&result, watch.is_interrupted());
     result.and(written).at("selftest")
 }
 
-/// Makes the cable and tries each way on it.
+/// Makes the cable and tries each way on it. An error is of what all of them need.
 fn on_cable(kernel: &Kernel, watch: &Watch, report: &mut Report<'_>) -> Result<()> {
-    if let Some(reason) = kernel.refusal() {
-        return Err(Error::new(Class::Os, format!("not tried: {reason}")));
-    }
     let mut cable = Cable::new(kernel.may_make_namespaces())?;
     report.ok("veth", &cable.to_string());
     let mut capture = Capture::new(&cable, kernel.has_gso_size())?;

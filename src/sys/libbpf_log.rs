@@ -12,6 +12,7 @@ use std::sync::Once;
 use libbpf_sys as sys;
 use log::{debug, log_enabled, Level};
 
+use super::probe::is_free_of_memlock;
 use crate::error::Error;
 use crate::privileges::{memlock_limit, Capabilities, RAISE_MEMLOCK};
 
@@ -64,9 +65,11 @@ pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
         .map(|names| format!("glowd lacks {}", names.join(", ")));
     let reasons: Vec<String> = match lacking {
         Some(lacking) if errno == libc::EPERM => vec![lacking],
-        // Before 5.11 that is what a map is told that finds no memory to lock.
+        // Before 5.11 that is what is said of memory that may not be locked.
         None if errno == libc::EPERM => {
-            complaint().into_iter().chain(memlock_limit().map(low_memlock)).collect()
+            let complaint = complaint();
+            let limit = memlock_limit().filter(|_| !is_free_of_memlock());
+            limit.map(low_memlock).or(complaint).into_iter().collect()
         }
         lacking => complaint().into_iter().chain(lacking).collect(),
     };
