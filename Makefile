@@ -71,6 +71,9 @@ reproducible: deps-static ## build the static binary in two places and compare
 test-static: ## test the static binary in an empty root folder (root)
 	@tools/test-static
 
+vm-test: deps-vm ## run the static binary's selftest on another kernel (KERNEL=x.deb, STATIC=path; ALL=dir: on all)
+	@STATIC="$(STATIC)" tools/vm-test $(if $(ALL),--all "$(ALL)",$(KERNEL))
+
 check-aarch64: deps-aarch64 ## type-check for Linux on aarch64, C included
 	tools/check-aarch64
 

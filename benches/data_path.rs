@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use glowd::sys::abi::{FlowKey, FlowValue, Settings, Strategy};
-use glowd::sys::bpf::{has_check_mtu, Object, OpenObject, Program, MARKER};
+use glowd::sys::bpf::{Object, OpenObject, Program, MARKER};
+use glowd::sys::probe::has_check_mtu;
 
 use crate::row;
 

@@ -76,4 +76,15 @@ enum unmarked_reason {
 	UNMARKED_REASONS,
 };
 
+/* Of a packet that "glowd selftest" captures: enough for all headers of ours. */
+#define CAPTURED_DATA 128
+
+/* Map "captured" of the selftest's programs: queue. */
+struct captured {
+	__u32 len;		/* of the packet, Ethernet header included */
+	__u32 gso_size;		/* payload of a segment; 0: not GSO, or unknown */
+	__u8 data[CAPTURED_DATA];	/* as it begins; zeroes behind its end */
+};
+_Static_assert(sizeof(struct captured) == 8 + CAPTURED_DATA, "captured");
+
 #endif

@@ -40,6 +40,11 @@ pub mod config;
 pub mod error;
 pub mod log;
 pub mod part;
+#[cfg(target_os = "linux")]
+pub mod privileges;
 
 pub mod net;
 pub mod sys;
+
+#[cfg_attr(not(all(target_os = "linux", feature = "ebpf")), path = "selftest/absent.rs")]
+pub mod selftest;

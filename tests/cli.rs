@@ -65,6 +65,7 @@ fn help_lists_the_commands_and_explains_each() {
         "run",
         "conf",
         "marker clean",
+        "selftest",
         "tag encode",
         "tag decode",
         "version",
@@ -452,4 +453,6 @@ fn without_ebpf_the_marker_refuses() {
     assert_eq!(run.status.code(), Some(78), "{}", err(&run));
     assert!(err(&run).contains("backends.marker: "), "{}", err(&run));
     assert!(err(&run).contains("ebpf"), "{}", err(&run));
+    let lines = refused(&["selftest"], 78);
+    assert!(lines[0].contains("ebpf"), "{lines:?}");
 }

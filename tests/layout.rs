@@ -54,6 +54,19 @@ fn a_part_is_in_the_file_that_its_key_names() {
     }
 }
 
+/// Of a part, or of the one command that has a program of its own.
+#[test]
+fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
+    for entry in fs::read_dir(root().join("bpf")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(stem) = name.strip_suffix(".bpf.c") else { continue };
+        let parts = plugins::ALL.iter().map(|spec| spec.name);
+        let parts = parts.chain(backends::ALL.iter().map(|spec| spec.name));
+        let command = stem == "selftest" && root().join("src/selftest/mod.rs").exists();
+        assert!(command || parts.map(snake_case).any(|part| part == stem), "bpf/{name}");
+    }
+}
+
 /// rustc denies it elsewhere; this denies the attribute that would allow it.
 #[test]
 fn unsafe_code_is_in_sys_only() {

@@ -19,3 +19,5 @@ mod named_pipe;
 mod netns;
 mod pipeline;
 mod reload;
+#[cfg(feature = "ebpf")]
+mod selftest;

@@ -48,6 +48,11 @@ pub(super) fn log_to_stderr(args: &Args) -> Result<()> {
     crate::log::init(level, args.log_time, Destination::Stderr)
 }
 
+pub(super) fn selftest(args: &Args) -> Result<()> {
+    log_to_stderr(args)?;
+    crate::selftest::run(&mut io::stdout().lock())
+}
+
 pub(super) fn version(_: &Args) -> Result<()> {
     let mut text = format!("glowd {}\n", env!("CARGO_PKG_VERSION"));
     // A source archive has no commit to name.

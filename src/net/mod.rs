@@ -10,3 +10,5 @@ pub mod poller;
 #[cfg(target_os = "linux")]
 pub mod tc;
 pub mod udp;
+#[cfg(target_os = "linux")]
+pub mod veth;

@@ -120,6 +120,29 @@ pub const UNMARKED_REASONS: [&str; 9] = [
     "met a kernel without memory",
 ];
 
+/// `CAPTURED_DATA`: how many octets of a packet the selftest captures.
+pub const CAPTURED_DATA: usize = 128;
+
+/// `struct captured`: a packet as the selftest's program saw it arrive.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// Of the packet, Ethernet header included.
+    pub len: u32,
+    /// Payload of a segment, in octets; 0: not GSO, or the kernel does not say.
+    pub gso_size: u32,
+    /// As it begins; zeroes behind its end.
+    pub data: [u8; CAPTURED_DATA],
+}
+
+impl Default for Captured {
+    fn default() -> Self {
+        Captured { len: 0, gso_size: 0, data: [0; CAPTURED_DATA] }
+    }
+}
+// SAFETY: two integers and bytes, without a gap; each may have any value.
+unsafe impl Plain for Captured {}
+
 /// `struct __sk_buff` of linux/bpf.h as far as BPF_PROG_TEST_RUN reads or writes
 /// it; what it refuses to take is padding here and has to be zero.
 #[repr(C)]
@@ -188,6 +211,7 @@ mod tests {
         mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
         mirror!("flow_value", FlowValue { label, experiment, activity, flags });
         mirror!("settings", Settings { strategy, match_all, debug, check_mtu });
+        mirror!("captured", Captured { len, gso_size, data });
         mirror!(
             "__sk_buff",
             SkBuff {
@@ -202,6 +226,7 @@ mod tests {
                 gso_size
             }
         );
+        same("CAPTURED_DATA", CAPTURED_DATA);
         same("FLOW_NO_ROOM", usize::from(FLOW_NO_ROOM));
         same("STRATEGY_LABEL", Strategy::Label as usize);
         same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);

@@ -23,7 +23,7 @@ use super::abi::{Plain, SkBuff};
 pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
-pub use super::map::{Map, PerCpuArray};
+pub use super::map::{Map, PerCpuArray, Queue};
 use crate::error::{At, Error, Result};
 use crate::net::tc::Hook;
 
@@ -37,20 +37,11 @@ static MARKER_ALIGNED: &Aligned<[u8]> =
 /// bpf/marker.bpf.c, compiled.
 pub static MARKER: &[u8] = &MARKER_ALIGNED.0;
 
-/// Whether the kernel has the helper bpf_check_mtu (5.12) for tc programs. Also
-/// yes if glowd may not ask, which loading will say better.
-pub fn has_check_mtu() -> bool {
-    listen();
-    // SAFETY: no options are passed.
-    let answer = unsafe {
-        sys::libbpf_probe_bpf_helper(
-            sys::BPF_PROG_TYPE_SCHED_CLS,
-            sys::BPF_FUNC_check_mtu,
-            ptr::null(),
-        )
-    };
-    answer != 0
-}
+static SELFTEST_ALIGNED: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/selftest.bpf.o")));
+
+/// bpf/selftest.bpf.c, compiled.
+pub static SELFTEST: &[u8] = &SELFTEST_ALIGNED.0;
 
 /// An object whose ELF file has been read and of which nothing is in the kernel.
 #[derive(Debug)]
@@ -249,6 +240,15 @@ impl Object {
     pub fn per_cpu_array(&self, name: &str) -> Result<PerCpuArray> {
         let (fd, shape) = self.find_map(name)?;
         PerCpuArray::new(name, fd, shape)
+    }
+
+    /// The queue called `name`.
+    ///
+    /// # Errors
+    /// There is none, or its values are not of that type's size.
+    pub fn queue<V: Plain>(&self, name: &str) -> Result<Queue<V>> {
+        let (fd, shape) = self.find_map(name)?;
+        Queue::new(name, fd, shape)
     }
 
     fn find_map(&self, name: &str) -> Result<(OwnedFd, Shape)> {

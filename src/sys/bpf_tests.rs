@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use super::abi::{FlowKey, FlowValue, Settings, SkBuff, UNMARKED_REASONS};
-use super::bpf::{has_check_mtu, Object, OpenObject, MARKER};
+use super::bpf::{Object, OpenObject, MARKER};
+use super::probe::{for_headers, has_check_mtu, lacks_for_headers};
 
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
@@ -147,4 +148,14 @@ fn the_kernel_is_asked_for_check_mtu() {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     // Distributions bring it to older kernels too.
     assert!(has_check_mtu() || version < (5, 12), "{release}");
+}
+
+#[test]
+fn the_kernel_is_asked_for_what_headers_need() {
+    if !is_root() {
+        return;
+    }
+    // All kernels that CI runs have all of it; none is taken for missing.
+    assert_eq!(lacks_for_headers(), [""; 0]);
+    assert!(for_headers().iter().all(|feature| feature.there));
 }

@@ -6,14 +6,15 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_ulong, CStr};
-use std::fs;
 use std::io;
 use std::sync::Once;
 
 use libbpf_sys as sys;
 use log::{debug, log_enabled, Level};
 
+use super::probe::is_free_of_memlock;
 use crate::error::Error;
+use crate::privileges::{memlock_limit, Capabilities, RAISE_MEMLOCK};
 
 /// Longest message that is looked at; a verifier's log ends with what matters, and
 /// libbpf hands out its end.
@@ -61,6 +62,12 @@ pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
     let lacking = if refused { lacking_capabilities() } else { None };
     let reasons: Vec<String> = match lacking {
         Some(lacking) if errno == libc::EPERM => vec![lacking],
+        // Before 5.11 that is what is said of memory that may not be locked.
+        None if errno == libc::EPERM => {
+            let complaint = complaint();
+            let limit = memlock_limit().filter(|_| !is_free_of_memlock());
+            limit.map(low_memlock).or(complaint).into_iter().collect()
+        }
         lacking => complaint().into_iter().chain(lacking).collect(),
     };
     if reasons.is_empty() {
@@ -72,30 +79,15 @@ pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
 /// Which capabilities (capabilities(7)) for eBPF on interfaces this process lacks, as a
 /// sentence that names them.
 pub fn lacking_capabilities() -> Option<String> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-    lacking(&status, last.and_then(|last| last.trim().parse().ok()))
+    let names = Capabilities::of_this_process().map(Capabilities::lacking)?;
+    (!names.is_empty()).then(|| format!("glowd lacks {}", names.join(", ")))
 }
 
-/// The same of the process with that /proc/PID/status, where the kernel's last
-/// capability has that number.
-fn lacking(status: &str, last: Option<u32>) -> Option<String> {
-    const BPF: u32 = 39;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let bits = u64::from_str_radix(line.trim(), 16).ok()?;
-    let has = |number: u32| bits & 1 << number != 0;
-    let sys_admin = has(21);
-    let needed: &[(u32, &str)] = match last {
-        // Before 5.8 CAP_SYS_ADMIN stood for what they allow now, and it still does.
-        Some(last) if last < BPF => &[(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")],
-        _ => &[(BPF, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")],
-    };
-    let lacking: Vec<&str> = needed
-        .iter()
-        .filter(|(number, _)| !has(*number) && (*number == 12 || !sys_admin))
-        .map(|(_, name)| *name)
-        .collect();
-    (!lacking.is_empty()).then(|| format!("glowd lacks {}", lacking.join(", ")))
+fn low_memlock(octets: u64) -> String {
+    format!(
+        "RLIMIT_MEMLOCK is {octets} octets, by which kernels before 5.11 limit eBPF \
+         ({RAISE_MEMLOCK})"
+    )
 }
 
 unsafe extern "C" fn print(
@@ -186,21 +178,5 @@ mod tests {
             )
         );
         assert_eq!(complaint_of(&[]), None);
-    }
-
-    #[test]
-    fn lacking_capabilities_are_named() {
-        let lacking = |bits: &str, last| {
-            lacking(&format!("CapPrm:\t0\nCapEff:\t{bits}\nCapBnd:\t0\n"), Some(last))
-        };
-        assert_eq!(lacking("000001ffffffffff", 40), None, "root");
-        assert_eq!(lacking("000000c000001000", 40), None, "the three");
-        assert_eq!(lacking("0000000000201000", 37), None, "before there was CAP_BPF");
-        let one = "glowd lacks CAP_PERFMON";
-        assert_eq!(lacking("0000008000001000", 40).as_deref(), Some(one));
-        let all = "glowd lacks CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
-        assert_eq!(lacking("0000000000000000", 40).as_deref(), Some(all));
-        let before = "glowd lacks CAP_SYS_ADMIN";
-        assert_eq!(lacking("0000000000001000", 37).as_deref(), Some(before));
     }
 }

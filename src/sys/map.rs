@@ -1,4 +1,4 @@
-//! eBPF maps by descriptor: typed look-up, update and deletion (bpf(2)).
+//! eBPF maps by descriptor: typed look-up, update, deletion and removal (bpf(2)).
 //!
 //! A map value owns its descriptor. Calls are plain system calls on the thread of
 //! whoever makes them.
@@ -142,6 +142,37 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+/// A queue (BPF_MAP_TYPE_QUEUE), which programs fill.
+#[derive(Debug)]
+pub struct Queue<V> {
+    fd: OwnedFd,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Plain> Queue<V> {
+    pub(super) fn new(name: &str, fd: OwnedFd, shape: Shape) -> Result<Self> {
+        shape.expect(name, 0, size_of::<V>())?;
+        Ok(Queue { fd, types: PhantomData })
+    }
+
+    /// Takes the oldest value out of it; None: it is empty.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pop(&self) -> Outcome<Option<V>> {
+        let mut value = V::default();
+        let (fd, out) = (self.fd.as_raw_fd(), &raw mut value);
+        // SAFETY: a queue has no key; the value has the size of the map's, checked
+        // when it was made, and any bytes are a value of a Plain type.
+        let code = unsafe { sys::bpf_map_lookup_and_delete_elem(fd, std::ptr::null(), out.cast()) };
+        match outcome(code) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

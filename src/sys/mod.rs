@@ -12,6 +12,10 @@ mod bpf_tests;
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod probe;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod process;
 #[cfg(target_os = "linux")]
 pub mod socket;
 #[cfg(target_os = "linux")]

@@ -69,12 +69,15 @@ pub(crate) struct Daemon {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Nobody(pub(crate) &'static str);
 
+/// The user of glowd.service.
+pub(crate) const UNIT: Nobody = Nobody("-all,+bpf,+net_admin,+perfmon");
+
 impl Nobody {
     const ID: u32 = 65_534;
 
     /// The command that becomes glowd; the user gets the folder and its own copy of
     /// the binary, which may be in somebody's home.
-    fn command(self, dir: &TempDir) -> Command {
+    pub(crate) fn command(self, dir: &TempDir) -> Command {
         let copy = dir.path().join("glowd");
         std::fs::copy(binary(), &copy).expect("a copy of glowd");
         chown(dir.path(), Some(Self::ID), Some(Self::ID)).expect("to give it away");

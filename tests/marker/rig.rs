@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::process::Command;
 
 use glowd::sys::abi::{FlowKey, FlowValue, Settings, SkBuff, Strategy};
-use glowd::sys::bpf::{has_check_mtu, Map, Object, OpenObject, PerCpuArray, Run, MARKER};
+use glowd::sys::bpf::{Map, Object, OpenObject, PerCpuArray, Run, MARKER};
+use glowd::sys::probe::has_check_mtu;
 use nix::sched::{unshare, CloneFlags};
 
 /// What every program of the marker returns: no opinion, the next filter decides.

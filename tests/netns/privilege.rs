@@ -2,9 +2,7 @@
 
 use super::rig::{config, each, is_marked, line, of, Rig, ATLAS, STRATEGIES};
 use crate::common::packet::UDP;
-use crate::common::{skip_unless_root, udp, v6, Daemon, Nobody, Pair, DEVICE, HERE, THERE};
-
-const UNIT: Nobody = Nobody("-all,+bpf,+net_admin,+perfmon");
+use crate::common::{skip_unless_root, udp, v6, Daemon, Nobody, Pair, DEVICE, HERE, THERE, UNIT};
 
 #[test]
 fn three_capabilities_are_enough() {

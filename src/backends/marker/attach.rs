@@ -142,7 +142,10 @@ impl Clsact {
                 // Somebody else has made one since; adding a filter will tell
                 // whether it is the right one.
                 Err(failure) if failure.errno == Errno::EEXIST => {}
-                Err(failure) => return Err(failure.because("cannot create clsact qdisc")),
+                Err(failure) => {
+                    let hint = hint_of_module(&failure, "sch_ingress");
+                    return Err(failure.because(format!("cannot create clsact qdisc{hint}")));
+                }
             },
         }
         let text = Owner::this_process(made && remove_qdisc).to_string();
@@ -167,7 +170,10 @@ impl Clsact {
                 {
                     priority += 1;
                 }
-                Err(failure) => return Err(failure.because(what())),
+                Err(failure) => {
+                    let hint = hint_of_module(&failure, "cls_bpf");
+                    return Err(failure.because(format!("{}{hint}", what())));
+                }
             }
         }
         let all = tc::filters(&mut self.socket, index, hook)
@@ -234,6 +240,15 @@ impl Drop for Clsact {
                 error!("{}: cannot detach the marker: {failure}", self.interface.name);
             }
         }
+    }
+}
+
+/// The kernel says ENOENT of a qdisc or a kind of filter whose module is not there.
+fn hint_of_module(failure: &Failure, module: &str) -> String {
+    if failure.errno == Errno::ENOENT {
+        format!(" (is the kernel's module {module} there?)")
+    } else {
+        String::new()
     }
 }
 

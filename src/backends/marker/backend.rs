@@ -22,6 +22,7 @@ use crate::net::tc::Hook;
 use crate::part::Context;
 use crate::sys::abi::{FlowKey, FlowValue, Settings, Strategy, UNMARKED_REASONS};
 use crate::sys::bpf::{self, Map, Object, OpenObject, PerCpuArray};
+use crate::sys::probe;
 use crate::warn_limited;
 
 pub(super) struct Marker {
@@ -65,7 +66,7 @@ impl Marker {
             match_all: section.bool("matchAll").into(),
             debug: section.bool("debugMode").into(),
             // Headers only make packets exceed it.
-            check_mtu: (strategy.adds_header() && bpf::has_check_mtu()).into(),
+            check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
         };
         // All three on every kernel that knows them: some newer ones load the programs
         // without CAP_PERFMON, and they take twice the time for each packet.
@@ -288,7 +289,17 @@ fn load(path: &str, settings: Settings, framings: &[Framing], max_flows: u32) ->
     object.retain_programs(|name| {
         framings.iter().any(|f| name == f.marker() || (room && name == f.room()))
     })?;
-    object.load()
+    object.load().map_err(|error| {
+        // The verifier's words for it would be of registers and offsets.
+        let lacking = if room { probe::lacks_for_headers() } else { Vec::new() };
+        if lacking.is_empty() {
+            return error;
+        }
+        error.at(format!(
+            "the kernel lacks {}, which only the strategy label works without",
+            lacking.join(", ")
+        ))
+    })
 }
 
 /// Tells the programs the MTUs, on a kernel that does not (before 5.12).
