@@ -29,9 +29,14 @@ fn wrapper() -> Option<OsString> {
     std::env::var_os("GLOWD_WRAPPER")
 }
 
+/// The words of a command that becomes glowd.
+pub(crate) fn glowd_words() -> impl Iterator<Item = OsString> {
+    wrapper().into_iter().chain([env!("CARGO_BIN_EXE_glowd").into()])
+}
+
 /// The command that becomes glowd.
 pub(crate) fn glowd() -> Command {
-    let mut words = wrapper().into_iter().chain([env!("CARGO_BIN_EXE_glowd").into()]);
+    let mut words = glowd_words();
     let mut command = Command::new(words.next().expect("at least glowd"));
     command.args(words);
     command
