@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
-use crate::common::{glowd, glowd_words, free_port, skip_unless_root, wait_for, Daemon};
+use crate::common::{free_port, glowd, glowd_words, skip_unless_root, wait_for, Daemon};
 
 /// Pipe and API.
 fn config() -> Value {
