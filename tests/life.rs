@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
-use crate::common::{free_port, skip_unless_root, wait_for, Daemon};
+use crate::common::{free_port, glowd, glowd_words, skip_unless_root, wait_for, Daemon};
 
 /// Pipe and API.
 fn config() -> Value {
@@ -79,7 +79,7 @@ fn watched(seconds: u64) -> Daemon {
     let mut command = Command::new("sh");
     // The process id is known to who starts it; so is the shell's, which becomes glowd.
     let script = "export WATCHDOG_PID=$$; exec \"$0\" \"$@\"";
-    command.args(["-c", script, env!("CARGO_BIN_EXE_glowd")]);
+    command.args(["-c", script]).args(glowd_words());
     command.env("WATCHDOG_USEC", (seconds * 1_000_000).to_string());
     Daemon::start_by(command, config())
 }
@@ -148,14 +148,14 @@ fn sigabrt_ends_it_at_once_and_a_restart_works() {
 
 #[test]
 fn a_watchdog_that_makes_no_sense_is_named_and_ignored() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+    let mut command = glowd();
     command.env("WATCHDOG_USEC", "soon");
     let daemon = Daemon::start_by(command, config());
     let problem = "WATCHDOG_USEC=\"soon\" is not a number of microseconds";
     assert!(daemon.wait_for_line(problem).starts_with("warn: there will be no watchdog: "));
     daemon.stop(&[problem, "backends: "]);
     // Another process's.
-    let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+    let mut command = glowd();
     command.env("WATCHDOG_USEC", "1000").env("WATCHDOG_PID", "1");
     let mut daemon = Daemon::start_by(command, config());
     daemon.end_by(Signal::SIGTERM);

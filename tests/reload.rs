@@ -14,7 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::Mode;
 use serde_json::{json, Value};
 
-use crate::common::{free_port, receive, wait_for, Daemon, PATIENCE};
+use crate::common::{free_port, glowd_words, receive, wait_for, Daemon, PATIENCE};
 #[cfg(feature = "ebpf")]
 use crate::common::{skip_unless_root, Namespace};
 
@@ -287,7 +287,7 @@ fn a_hangup_during_the_start_or_the_stop_harms_nobody() {
     SigSet::from_iter([Signal::SIGHUP]).thread_block().expect("to block it");
     for _ in 0..3 {
         let mut command = Command::new("sh");
-        command.args(["-c", "kill -HUP $$; exec \"$0\" \"$@\"", GLOWD]);
+        command.args(["-c", "kill -HUP $$; exec \"$0\" \"$@\""]).args(glowd_words());
         let mut daemon = Daemon::start_by(command, json!({ "plugins": { "namedPipe": {} } }));
         daemon.wait_for_line(RELOADED);
         (0..100).for_each(|_| daemon.signal(Signal::SIGHUP));

@@ -30,9 +30,14 @@ fn wrapper() -> Option<OsString> {
     env::var_os("GLOWD_WRAPPER")
 }
 
+/// The words of a command that becomes glowd.
+pub(crate) fn glowd_words() -> impl Iterator<Item = OsString> {
+    wrapper().into_iter().chain([binary().into()])
+}
+
 /// The command that becomes glowd.
 pub(crate) fn glowd() -> Command {
-    let mut words = wrapper().into_iter().chain([binary().into()]);
+    let mut words = glowd_words();
     let mut command = Command::new(words.next().expect("at least glowd"));
     command.args(words);
     command

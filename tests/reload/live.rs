@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 
 use glowd::config::TOP;
 use glowd::{backends, plugins};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
-use super::{config, line, reload_with, Sink, GLOWD, RELOADED};
+use super::{config, line, reload_with, Sink, RELOADED};
 use crate::common::{skip_unless_root, wait_for, Daemon};
 
 /// Each key that is said to be live, with a proof that its new value is obeyed.
@@ -86,7 +85,7 @@ fn max_flows() {
 
 fn log_level() {
     let mut config = json!({ "plugins": { "namedPipe": {} }, "logLevel": "warn" });
-    let mut daemon = Daemon::start_by(Command::new(GLOWD), config.clone());
+    let mut daemon = Daemon::start_by(crate::common::glowd(), config.clone());
     assert_eq!(daemon.lines(), [""; 0]);
     config["logLevel"] = json!("debug");
     daemon.rewrite(config.clone());
