@@ -130,19 +130,19 @@ fn spellings(flag: &Flag) -> Vec<String> {
 }
 
 fn bash(places: &[Place]) -> String {
-    let mut text = format!(
+    let mut text = String::from(
         r#"# bash completion for glowd, made by "glowd completions bash".
 
-_glowd() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}} line='' i
+_glowd() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} line='' i
     # "--flag=value" is three words here.
     if [[ $cur == = ]]; then
         cur=''
     elif [[ $prev == = ]]; then
-        prev=${{COMP_WORDS[COMP_CWORD - 2]}}
+        prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     case $prev in
-"#
+"#,
     );
     for flag in FLAGS.iter() {
         let Some(value) = flag.value else { continue };
