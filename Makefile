@@ -21,7 +21,7 @@ CONFDIR = $(DESTDIR)/etc/glowd
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: deps-build ## build the daemon (target/release/glowd)
 	$(CARGO) build --release --locked
@@ -36,6 +36,13 @@ demo: deps-test ## show a marked transfer between two network namespaces (root)
 
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test
+
+system-test: deps-system ## run the units under a real systemd, in containers (root)
+	tools/system-tree
+	$(CARGO) test --locked --test system -- --test-threads=1
+
+syscalls-test: deps-syscalls ## run the tests with glowd confined to rpm/syscalls (root)
+	tools/syscalls test
 
 lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 	tools/lint
@@ -98,4 +105,5 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build run demo test lint bench fuzz man fmt check-macos srpm rpm deb test-packages install clean
+.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean \
+    srpm rpm deb test-packages system-test syscalls-test

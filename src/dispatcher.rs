@@ -10,40 +10,22 @@
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::Arc;
 
-use log::{debug, info, warn};
+use log::{debug, info};
 
 use crate::config::Section;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
 use crate::flow_table::{Admission, Change, FlowTable};
 use crate::pulse::{Pulse, Tally};
+use crate::queue::{queue, Outlet};
+
+pub use crate::queue::{Batch, Event, Queue};
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
-
-/// Depth of a backend's queue, in events, over which a warning is due.
-const DEEP: usize = 100_000;
-
-/// What a backend is told.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A flow was opened.
-    Start(Flow),
-    /// A flow is over, since that moment.
-    End(Flow, Timestamp),
-    /// The administrator asks for the counters (SIGUSR1).
-    Report,
-    /// The backend's section has changed (SIGHUP): what follows is worked on by this
-    /// one. To be told of the same values again changes nothing.
-    Reload(Arc<Section>),
-}
-
-/// Events in their order, shared by all backends.
-pub type Batch = Arc<Vec<Event>>;
 
 /// What the dispatcher is told.
 enum Message {
@@ -216,58 +198,6 @@ impl Inlet {
     }
 }
 
-/// A backend's end of its queue.
-#[derive(Debug)]
-pub struct Queue {
-    batches: Receiver<Batch>,
-    depth: Arc<AtomicUsize>,
-}
-
-impl Queue {
-    /// The next batch; waits for it. None: no more will come.
-    pub fn recv(&self) -> Option<Batch> {
-        self.batches.recv().ok().map(|batch| self.taken(batch))
-    }
-
-    /// The next batch, if there is one.
-    pub fn try_recv(&self) -> Option<Batch> {
-        self.batches.try_recv().ok().map(|batch| self.taken(batch))
-    }
-
-    fn taken(&self, batch: Batch) -> Batch {
-        self.depth.fetch_sub(batch.len(), Ordering::Relaxed);
-        batch
-    }
-
-    /// How many events still wait here. A backend that can fall behind for good
-    /// sheds work by it, so that memory stays bounded.
-    pub fn depth(&self) -> usize {
-        self.depth.load(Ordering::Relaxed)
-    }
-}
-
-/// The dispatcher's end of a backend's queue.
-struct Outlet {
-    name: &'static str,
-    batches: Sender<Batch>,
-    depth: Arc<AtomicUsize>,
-    deep: bool,
-}
-
-impl Outlet {
-    fn send(&mut self, batch: Batch) {
-        let depth = self.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
-        if depth > DEEP && !self.deep {
-            warn!("backends.{}: {depth} events behind", self.name);
-            self.deep = true;
-        } else if depth < DEEP / 2 {
-            self.deep = false;
-        }
-        // A backend that has died is the main thread's business.
-        let _ = self.batches.send(batch);
-    }
-}
-
 /// What became of the events so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -309,10 +239,9 @@ impl Dispatcher {
 
     /// A queue for the backend called `name`.
     pub fn attach(&mut self, name: &'static str) -> Queue {
-        let (sender, batches) = mpsc::channel();
-        let depth = Arc::new(AtomicUsize::new(0));
-        self.outlets.push(Outlet { name, batches: sender, depth: depth.clone(), deep: false });
-        Queue { batches, depth }
+        let (outlet, queue) = queue(name);
+        self.outlets.push(outlet);
+        queue
     }
 
     /// Runs until the last inlet is gone.

@@ -6,7 +6,7 @@
 //!     api                        (one thread)            firefly  -> UDP datagrams
 //!     (one thread each)                                  (one thread each)
 //!
-//!     main thread: daemon.rs waits for a signal or a dead worker
+//!     main thread: daemon.rs waits for a signal or a dead worker; reload.rs on SIGHUP
 //! ```
 //!
 //! The modules below follow the data. This is the inside of one program, not an
@@ -20,6 +20,7 @@ pub mod plugins;
 pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
+pub mod queue;
 
 pub mod backends;
 

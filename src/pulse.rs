@@ -16,6 +16,10 @@ const CALM: Duration = Duration::from_secs(5);
 /// The least time between two signs of life, whatever the manager asks for.
 const FASTEST: Duration = Duration::from_millis(1);
 
+/// How soon READY=1 is told again if the manager has not taken what was told before:
+/// without it a start or a reload is never over.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// The figures of the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -45,6 +49,8 @@ pub struct Pulse {
     told: Option<(Tally, Instant)>,
     /// What an operator should know beside the figures.
     remark: Option<String>,
+    /// When READY=1 has to be told again, since it was in vain.
+    retry: Option<Instant>,
     calm: Duration,
 }
 
@@ -56,14 +62,20 @@ impl Pulse {
         }
         let period = notifier.watchdog().map(|watchdog| (watchdog / 2).max(FASTEST));
         let next_beat = Instant::now();
-        Some(Pulse { notifier, period, next_beat, told: None, remark: None, calm: CALM })
+        let (told, remark, retry) = (None, None, None);
+        Some(Pulse { notifier, period, next_beat, told, remark, retry, calm: CALM })
     }
 
     /// Tells that the daemon is ready, for the first time or after a reload, with
     /// `remark` behind the status from now on.
     pub fn ready(&mut self, tally: Tally, remark: Option<String>) {
         self.remark = remark;
-        self.tell_status("READY=1\n", tally, Instant::now());
+        self.tell_ready(tally, Instant::now());
+    }
+
+    fn tell_ready(&mut self, tally: Tally, now: Instant) {
+        let in_vain = self.tell_status("READY=1\n", tally, now);
+        self.retry = in_vain.then(|| now + RETRY);
     }
 
     /// Tells what is due, and returns for how long nothing more is; none: until
@@ -86,16 +98,19 @@ impl Pulse {
                 wake = Some(wake.map_or(due, |wake| wake.min(due)));
             }
         }
-        wake.map(|wake| wake.duration_since(now))
+        if self.retry.is_some_and(|retry| now >= retry) {
+            self.tell_ready(tally, now);
+        }
+        wake.into_iter().chain(self.retry).min().map(|wake| wake.duration_since(now))
     }
 
-    fn tell_status(&mut self, before: &str, tally: Tally, now: Instant) {
+    fn tell_status(&mut self, before: &str, tally: Tally, now: Instant) -> bool {
         let remark = match &self.remark {
             Some(remark) => format!("; {remark}"),
             None => String::new(),
         };
-        self.notifier.tell(&format!("{before}STATUS={tally}{remark}"));
         self.told = Some((tally, now));
+        self.notifier.tell(&format!("{before}STATUS={tally}{remark}"))
     }
 }
 
@@ -175,6 +190,19 @@ mod tests {
         pulse.next_beat = Instant::now();
         pulse.tend(Tally::default());
         assert_eq!(heard(), ["WATCHDOG=1"]);
+    }
+
+    #[test]
+    fn ready_is_told_again_until_the_manager_takes_it() {
+        let (mut pulse, mut heard) = rig(None, LONG);
+        while !pulse.notifier.tell("WATCHDOG=1") {}
+        pulse.ready(tally(1), None);
+        assert!(pulse.tend(tally(1)).is_some_and(|sleep| sleep <= RETRY));
+        assert!(heard().iter().all(|told| told == "WATCHDOG=1"));
+        pulse.retry = Some(Instant::now());
+        assert_eq!(pulse.tend(tally(1)), None);
+        assert_eq!(heard(), ["READY=1\nSTATUS=1 flows open, 1 events, 0 errors"]);
+        assert_eq!(pulse.tend(tally(1)), None);
     }
 
     #[test]

@@ -61,11 +61,14 @@ impl Reloader {
     /// the log and to the service manager what became of it.
     pub fn reload(&mut self, inlet: &Inlet, notifier: &Notifier) {
         notifier.tell_reloading();
-        let mut outcome = None;
         let order = match self.read() {
             Ok(new) => {
+                let level = self.origin.log_level.unwrap_or(new.log_level());
+                // Whichever level lets more through, it lets what is said here through.
+                log::set_max_level(log::max_level().max(level));
                 new.log_notes();
-                outcome = Some(self.adopt(&new));
+                self.adopt(&new).say();
+                log::set_max_level(level);
                 for (path, live) in &self.plugins {
                     let plugins = &self.config.plugins;
                     if let Some((_, section)) = plugins.iter().find(|(_, s)| s.path() == path) {
@@ -88,13 +91,6 @@ impl Reloader {
         };
         // A daemon whose dispatcher is gone is about to stop, and says why itself.
         let _ = inlet.reload(order);
-        if let Some(outcome) = outcome {
-            let level = self.log_level();
-            // Whichever level lets more through, it lets this through.
-            log::set_max_level(log::max_level().max(level));
-            outcome.say();
-            log::set_max_level(level);
-        }
     }
 
     fn read(&self) -> Result<Config> {
@@ -138,10 +134,6 @@ impl Reloader {
         (change.path() == "maxFlows").then(|| format!(": the marker has room for {capacity}"))
     }
 
-    fn log_level(&self) -> LevelFilter {
-        self.origin.log_level.unwrap_or(self.config.log_level())
-    }
-
     /// The sections of backends that have live keys.
     fn backends(&self) -> Vec<(&'static str, Arc<Section>)> {
         let live = self.config.backends.iter();
@@ -164,5 +156,41 @@ impl Outcome {
             text.push_str(&format!("; needs a restart: {}", self.pending.join(", ")));
         }
         info!("configuration reloaded: {text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(max_flows: u32) -> Config {
+        let text = format!(r#"{{"maxFlows": {max_flows}, "plugins": {{"api": {{}}}}}}"#);
+        Config::parse(&text, "c").map_err(|error| error.to_string()).unwrap()
+    }
+
+    #[test]
+    fn a_limit_beyond_the_room_of_a_backend_needs_a_restart() {
+        let origin = Origin { path: "/nowhere".into(), log_level: None };
+        let mut reloader = Reloader::new(origin, config(100), Some(100), Vec::new());
+        for (max_flows, changed, in_force) in [
+            (50, true, 50),
+            (101, false, 50),
+            (100, true, 100),
+            (101, false, 100),
+            (100, false, 100),
+        ] {
+            let Outcome { changed: names, pending } = reloader.adopt(&config(max_flows));
+            assert_eq!(names.contains(&"maxFlows".to_owned()), changed, "{max_flows}");
+            assert_eq!(pending.contains(&"maxFlows".to_owned()), max_flows > 100, "{max_flows}");
+            assert_eq!(reloader.config.max_flows(), in_force);
+        }
+        let new = config(101);
+        let change = &reloader.config.changes(&new)[0];
+        let said = format!("{change} needs a restart{}", reloader.obstacle(change, &new).unwrap());
+        assert_eq!(said, "maxFlows: 100 -> 101 needs a restart: the marker has room for 100");
+        // Nobody who bounds it.
+        reloader.capacity = None;
+        reloader.adopt(&config(101));
+        assert_eq!(reloader.config.max_flows(), 101);
     }
 }

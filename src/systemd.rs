@@ -70,13 +70,16 @@ impl Notifier {
         self.0.as_ref()?.watchdog
     }
 
-    /// Tells `state`, such as `READY=1`; several assignments are lines.
-    pub fn tell(&self, state: &str) {
-        let Some(link) = &self.0 else { return };
-        if let Err(error) = link.socket.send_to_addr(state.as_bytes(), &link.address) {
-            let what = state.lines().next().unwrap_or_default();
-            warn_limited!("cannot tell the service manager {what}: {error}");
-        }
+    /// Tells `state`, such as `READY=1`; several assignments are lines. Returns whether
+    /// it was in vain for now, since the manager has not taken what was told before.
+    pub fn tell(&self, state: &str) -> bool {
+        let Some(link) = &self.0 else { return false };
+        let Err(error) = link.socket.send_to_addr(state.as_bytes(), &link.address) else {
+            return false;
+        };
+        let what = state.lines().next().unwrap_or_default();
+        warn_limited!("cannot tell the service manager {what}: {error}");
+        error.kind() == io::ErrorKind::WouldBlock
     }
 
     /// Tells that the configuration is being read again, until READY=1 is told.
@@ -188,8 +191,10 @@ mod tests {
         let path = dir.path().join("notify");
         let receiver = UnixDatagram::bind(&path).unwrap();
         let notifier = Notifier::to(path.as_os_str(), None).unwrap();
-        (0..10_000).for_each(|_| notifier.tell("WATCHDOG=1"));
+        let in_vain = (0..10_000).filter(|_| notifier.tell("WATCHDOG=1")).count();
+        assert!(in_vain > 0 && in_vain < 10_000, "{in_vain}");
         assert_eq!(heard(&receiver), "WATCHDOG=1");
+        assert!(!notifier.tell("WATCHDOG=1"), "there is room again");
     }
 
     #[test]

@@ -18,3 +18,4 @@ mod named_pipe;
 #[cfg(feature = "ebpf")]
 mod netns;
 mod pipeline;
+mod reload;

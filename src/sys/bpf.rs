@@ -20,6 +20,7 @@ use std::time::Duration;
 use libbpf_sys as sys;
 
 use super::abi::{Plain, SkBuff};
+pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray};
@@ -35,14 +36,6 @@ static MARKER_ALIGNED: &Aligned<[u8]> =
 
 /// bpf/marker.bpf.c, compiled.
 pub static MARKER: &[u8] = &MARKER_ALIGNED.0;
-
-/// libbpf's version, such as `v1.7`.
-pub fn libbpf_version() -> String {
-    // SAFETY: takes nothing, and returns a string that is never freed.
-    let text = unsafe { sys::libbpf_version_string() };
-    // SAFETY: as said, and it ends in a NUL.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
 
 /// Whether the kernel has the helper bpf_check_mtu (5.12) for tc programs. Also
 /// yes if glowd may not ask, which loading will say better.

@@ -57,10 +57,8 @@ pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
     let cause = io::Error::from_raw_os_error(errno);
     // The verifier refuses programs of those who lack CAP_PERFMON with reasons that do
     // not name it, and libbpf guesses at others when bpf(2) is not allowed at all.
-    let lacking = fs::read_to_string("/proc/self/status")
-        .ok()
-        .filter(|_| errno == libc::EPERM || errno == libc::EACCES)
-        .and_then(|status| lacking_capabilities(&status));
+    let refused = errno == libc::EPERM || errno == libc::EACCES;
+    let lacking = if refused { lacking_capabilities() } else { None };
     let reasons: Vec<String> = match lacking {
         Some(lacking) if errno == libc::EPERM => vec![lacking],
         lacking => complaint().into_iter().chain(lacking).collect(),
@@ -71,17 +69,31 @@ pub(super) fn failure(what: impl Into<String>, code: c_int) -> Error {
     Error::os(what, io::Error::other(format!("{cause}: {}", reasons.join(": "))))
 }
 
-/// Which capabilities (capabilities(7)) for eBPF on interfaces the process of that
-/// /proc/PID/status lacks, as a sentence.
-fn lacking_capabilities(status: &str) -> Option<String> {
-    const SYS_ADMIN: u64 = 1 << 21;
+/// Which capabilities (capabilities(7)) for eBPF on interfaces this process lacks, as a
+/// sentence that names them.
+pub fn lacking_capabilities() -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+    lacking(&status, last.and_then(|last| last.trim().parse().ok()))
+}
+
+/// The same of the process with that /proc/PID/status, where the kernel's last
+/// capability has that number.
+fn lacking(status: &str, last: Option<u32>) -> Option<String> {
+    const BPF: u32 = 39;
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let has = u64::from_str_radix(line.trim(), 16).ok()?;
-    let needed = [(39, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")];
+    let bits = u64::from_str_radix(line.trim(), 16).ok()?;
+    let has = |number: u32| bits & 1 << number != 0;
+    let sys_admin = has(21);
+    let needed: &[(u32, &str)] = match last {
+        // Before 5.8 CAP_SYS_ADMIN stood for what they allow now, and it still does.
+        Some(last) if last < BPF => &[(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")],
+        _ => &[(BPF, "CAP_BPF"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON")],
+    };
     let lacking: Vec<&str> = needed
-        .into_iter()
-        .filter(|(bit, _)| has & 1 << bit == 0 && (*bit == 12 || has & SYS_ADMIN == 0))
-        .map(|(_, name)| name)
+        .iter()
+        .filter(|(number, _)| !has(*number) && (*number == 12 || !sys_admin))
+        .map(|(_, name)| *name)
         .collect();
     (!lacking.is_empty()).then(|| format!("glowd lacks {}", lacking.join(", ")))
 }
@@ -178,14 +190,17 @@ mod tests {
 
     #[test]
     fn lacking_capabilities_are_named() {
-        let lacking = |bits: &str| {
-            lacking_capabilities(&format!("CapPrm:\t0\nCapEff:\t{bits}\nCapBnd:\t0\n"))
+        let lacking = |bits: &str, last| {
+            lacking(&format!("CapPrm:\t0\nCapEff:\t{bits}\nCapBnd:\t0\n"), Some(last))
         };
-        assert_eq!(lacking("000001ffffffffff"), None, "root");
-        assert_eq!(lacking("000000c000001000"), None, "the three");
-        assert_eq!(lacking("0000000000201000"), None, "before there was CAP_BPF");
-        assert_eq!(lacking("0000008000001000").as_deref(), Some("glowd lacks CAP_PERFMON"));
+        assert_eq!(lacking("000001ffffffffff", 40), None, "root");
+        assert_eq!(lacking("000000c000001000", 40), None, "the three");
+        assert_eq!(lacking("0000000000201000", 37), None, "before there was CAP_BPF");
+        let one = "glowd lacks CAP_PERFMON";
+        assert_eq!(lacking("0000008000001000", 40).as_deref(), Some(one));
         let all = "glowd lacks CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
-        assert_eq!(lacking("0000000000000000").as_deref(), Some(all));
+        assert_eq!(lacking("0000000000000000", 40).as_deref(), Some(all));
+        let before = "glowd lacks CAP_SYS_ADMIN";
+        assert_eq!(lacking("0000000000001000", 37).as_deref(), Some(before));
     }
 }

@@ -123,16 +123,14 @@ impl Daemon {
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), namespace)
     }
 
-    /// The same on the host, with what `set_up` adds to its arguments and
-    /// environment, and at the log level of the configuration.
-    pub(crate) fn start_with(mut config: Value, set_up: impl FnOnce(&mut Command)) -> Self {
+    /// The same on the host by `command`, to which the words for glowd are added, and
+    /// at the log level of the configuration.
+    pub(crate) fn start_by(command: Command, mut config: Value) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         complete(&mut config, dir.path());
         let api = config["plugins"]["api"]["bindPort"].as_u64().unwrap_or(7777);
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
-        let mut command = glowd();
-        set_up(&mut command);
         Self::launch(command, Arc::new(dir), u16::try_from(api).expect("a port"), None)
             .unwrap_or_else(|failure| panic!("{failure:#?}"))
     }
@@ -176,6 +174,11 @@ impl Daemon {
     /// Kills it without a chance to tidy up and starts it again in the same place.
     pub(crate) fn kill_and_restart(&mut self, namespace: Option<&Namespace>) {
         self.end_by(Signal::SIGKILL);
+        self.restart(namespace);
+    }
+
+    /// Starts it again in the same place after its end.
+    pub(crate) fn restart(&mut self, namespace: Option<&Namespace>) {
         let mut command = glowd();
         command.args(["--log-level", "debug"]);
         let next = Self::launch(command, self.dir.clone(), self.api, namespace);

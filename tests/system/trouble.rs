@@ -87,7 +87,7 @@ fn a_broken_configuration_is_told_and_not_tried_again() {
     assert_eq!(machine.property("glowd", "NRestarts"), "0");
     assert_eq!(machine.property("glowd", "ExecMainStatus"), "78");
     let journal = machine.journal("glowd");
-    let told = "/etc/glowd/conf.json:2:16: plugins: unknown plugin \"namedPip\"";
+    let told = "/etc/glowd/conf.json:2:16: plugins.namedPip: this version of glowd does not know";
     assert!(journal.contains(told), "{journal}");
     assert!(!journal.contains("Scheduled restart job"), "{journal}");
     machine.assert_nothing_is_left("/run/glowd");

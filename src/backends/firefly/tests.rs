@@ -157,3 +157,37 @@ fn a_look_up_that_hangs_stalls_nothing() {
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
     drop(release);
 }
+
+/// Though its name is looked up anew, what is sent meanwhile reaches it.
+#[test]
+fn a_collector_that_stays_misses_nothing_over_a_reload() {
+    let (sink, port) = sink();
+    let (called, calls) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let (first, released) = (std::sync::Mutex::new(true), std::sync::Mutex::new(released));
+    let lookup = move |_: &str, port| {
+        if !std::mem::replace(&mut *first.lock().unwrap(), false) {
+            let _ = called.send(());
+            let _ = released.lock().unwrap().recv();
+        }
+        Ok(vec![SocketAddr::new("::1".parse().unwrap(), port)])
+    };
+    let stays = format!("collector.example:{port}");
+    let before = section(false, port, &[&stays]);
+    let mut backend = Firefly::new(&before, Arc::new(lookup), pace(), BACKLOG).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while backend.plan.collectors[0].addresses.is_empty() {
+        backend.hear_of_addresses();
+        assert!(Instant::now() < deadline, "no address came");
+        thread::yield_now();
+    }
+    // The same again is nothing to look up.
+    backend.reload(&before);
+    backend.reload(&section(false, port, &["new.example", &stays]));
+    calls.recv_timeout(PATIENCE).expect("the names are looked up");
+    backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
+    sink.recv(&mut [0; 2048]).unwrap();
+    assert_eq!(backend.counters.collectors, Count { sent: 1, ..Count::default() });
+    assert_eq!(backend.counters.unresolved, 1, "the new one is not known yet");
+    drop(release);
+}

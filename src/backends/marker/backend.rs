@@ -13,7 +13,7 @@ use super::tag::{self, Newest};
 use crate::backends::Backend;
 use crate::config::Section;
 use crate::dispatcher::{Event, Queue};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Class, Error, Result};
 use crate::flow::Flow;
 use crate::log::limit::Limit;
 use crate::net::interfaces::Interface;
@@ -67,6 +67,11 @@ impl Marker {
             // Headers only make packets exceed it.
             check_mtu: (strategy.adds_header() && bpf::has_check_mtu()).into(),
         };
+        // All three on every kernel that knows them: some newer ones load the programs
+        // without CAP_PERFMON, and they take twice the time for each packet.
+        if let Some(lacking) = bpf::lacking_capabilities() {
+            return Err(Error::new(Class::Os, lacking).at("cannot load the eBPF programs"));
+        }
         let object = load(section.text("programPath"), settings, &framings, context.max_flows)?;
         if strategy.adds_header() && settings.check_mtu == 0 {
             set_mtus(&object, &targets)?;

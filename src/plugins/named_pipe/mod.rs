@@ -31,13 +31,13 @@
 pub mod framing;
 pub mod line;
 
+mod end;
 mod fifo;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -47,14 +47,14 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::Group;
 
-use self::fifo::{Access, Fifo, Origin, When, BUFFER};
-use self::framing::{Framing, Piece};
-use self::line::Quoted;
+use self::end::{End, Got, Stopping};
+use self::fifo::{Access, Fifo, Origin, When};
+use self::framing::Framing;
 use self::watch::Watch;
 use super::{Plugin, Spec};
 use crate::config::live::Live;
 use crate::config::{Key, Kind, Section};
-use crate::dispatcher::{Inlet, Refused};
+use crate::dispatcher::Inlet;
 use crate::error::{At, Error, Result};
 use crate::log::limit::Limit;
 use crate::part::Context;
@@ -193,96 +193,6 @@ struct NamedPipe {
     /// When to look and try again, if nothing reports before.
     next_try: Instant,
     chunk: Box<[u8]>,
-}
-
-/// A FIFO and how far it has been read.
-struct End {
-    fifo: Fifo,
-    framing: Framing,
-    /// It has to be read, whatever poll says.
-    due: bool,
-    /// It cannot be polled now, since that would return at once.
-    deaf: bool,
-}
-
-/// What a read yielded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Got {
-    Bytes(usize),
-    /// Nothing for now.
-    Nothing,
-    /// The last writer has closed.
-    End,
-    /// An error, which was said.
-    Failed,
-}
-
-/// The daemon is stopping, so nobody takes events any more.
-#[derive(Debug)]
-struct Stopping;
-
-impl End {
-    /// Reads once and hands on what the bytes say.
-    fn read(&mut self, chunk: &mut [u8], out: &Inlet) -> std::result::Result<Got, Stopping> {
-        self.due = false;
-        let got = match self.fifo.read(chunk) {
-            Ok(0) => Got::End,
-            Ok(length) => Got::Bytes(length),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Got::Nothing),
-            Err(error) if error.kind() == ErrorKind::Interrupted => Got::Bytes(0),
-            Err(error) => {
-                crate::warn_limited!("{NAME}: cannot read: {error}");
-                return Ok(Got::Failed);
-            }
-        };
-        let (mut events, mut malformed) = (Vec::new(), 0);
-        let mut take = |piece: Piece<'_>| match piece {
-            Piece::Line(text) => match line::parse(text) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => {}
-                Err(fault) => {
-                    malformed += 1;
-                    crate::warn_limited!("{NAME}: ignored {}: {fault}", Quoted(text));
-                }
-            },
-            Piece::TooLong(text) => {
-                malformed += 1;
-                let limit = framing::LIMIT;
-                crate::warn_limited!("{NAME}: ignored {}: longer than {limit} bytes", Quoted(text));
-            }
-        };
-        match got {
-            Got::Bytes(length) => {
-                self.due = true;
-                self.framing.feed(&chunk[..length], &mut take);
-            }
-            _ => self.framing.finish(&mut take),
-        }
-        if malformed > 0 {
-            out.malformed(malformed);
-        }
-        match out.send_each(events) {
-            Ok(()) => {}
-            Err(refused @ Refused::Full { events, .. }) => {
-                crate::warn_limited!("{NAME}: cannot open {events} flows: {refused}");
-            }
-            Err(Refused::Stopping) => return Err(Stopping),
-        }
-        Ok(got)
-    }
-
-    /// Reads what is there by now, and no more than a full buffer of it, so that
-    /// no writer can hold us here.
-    fn drain(&mut self, chunk: &mut [u8], out: &Inlet) -> std::result::Result<(), Stopping> {
-        let mut drained = 0;
-        while drained < BUFFER {
-            match self.read(chunk, out)? {
-                Got::Bytes(length) => drained += length,
-                Got::Nothing | Got::End | Got::Failed => break,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What poll woke us for.
@@ -481,9 +391,8 @@ impl NamedPipe {
     fn reload(&mut self) {
         let Some(section) = self.live.take() else { return };
         let settled = access(&section).and_then(|access| {
-            match &self.current {
-                Some(end) => end.fifo.change(self.access, access)?,
-                None => {}
+            if let Some(end) = &self.current {
+                end.fifo.change(self.access, access)?;
             }
             Ok(access)
         });

@@ -1,0 +1,93 @@
+//! A backend's queue: what it is told, and both of its ends, of which the dispatcher
+//! has one and the backend's thread the other. It is not bounded here, since a start
+//! or an end is never dropped on the way; its depth is known to both.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::Arc;
+
+use log::warn;
+
+use crate::config::Section;
+use crate::flow::{Flow, Timestamp};
+
+/// Depth of a backend's queue, in events, over which a warning is due.
+const DEEP: usize = 100_000;
+
+/// What a backend is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A flow was opened.
+    Start(Flow),
+    /// A flow is over, since that moment.
+    End(Flow, Timestamp),
+    /// The administrator asks for the counters (SIGUSR1).
+    Report,
+    /// The backend's section has changed (SIGHUP): what follows is worked on by this
+    /// one. To be told of the same values again changes nothing.
+    Reload(Arc<Section>),
+}
+
+/// Events in their order, shared by all backends.
+pub type Batch = Arc<Vec<Event>>;
+
+/// A backend's end of its queue.
+#[derive(Debug)]
+pub struct Queue {
+    batches: Receiver<Batch>,
+    depth: Arc<AtomicUsize>,
+}
+
+impl Queue {
+    /// The next batch; waits for it. None: no more will come.
+    pub fn recv(&self) -> Option<Batch> {
+        self.batches.recv().ok().map(|batch| self.taken(batch))
+    }
+
+    /// The next batch, if there is one.
+    pub fn try_recv(&self) -> Option<Batch> {
+        self.batches.try_recv().ok().map(|batch| self.taken(batch))
+    }
+
+    fn taken(&self, batch: Batch) -> Batch {
+        self.depth.fetch_sub(batch.len(), Ordering::Relaxed);
+        batch
+    }
+
+    /// How many events still wait here. A backend that can fall behind for good
+    /// sheds work by it, so that memory stays bounded.
+    pub fn depth(&self) -> usize {
+        self.depth.load(Ordering::Relaxed)
+    }
+}
+
+/// The dispatcher's end of a backend's queue.
+pub(crate) struct Outlet {
+    pub(crate) name: &'static str,
+    batches: Sender<Batch>,
+    depth: Arc<AtomicUsize>,
+    deep: bool,
+}
+
+impl Outlet {
+    /// Adds a batch. It never waits.
+    pub(crate) fn send(&mut self, batch: Batch) {
+        let depth = self.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
+        if depth > DEEP && !self.deep {
+            warn!("backends.{}: {depth} events behind", self.name);
+            self.deep = true;
+        } else if depth < DEEP / 2 {
+            self.deep = false;
+        }
+        // A backend that has died is the main thread's business.
+        let _ = self.batches.send(batch);
+    }
+}
+
+/// A queue for the backend called `name`.
+pub(crate) fn queue(name: &'static str) -> (Outlet, Queue) {
+    let (sender, batches) = mpsc::channel();
+    let depth = Arc::new(AtomicUsize::new(0));
+    let outlet = Outlet { name, batches: sender, depth: depth.clone(), deep: false };
+    (outlet, Queue { batches, depth })
+}

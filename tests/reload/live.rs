@@ -1,0 +1,243 @@
+//! A proof for each key that is live: its new value is obeyed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use glowd::config::TOP;
+use glowd::{backends, plugins};
+use nix::sys::signal::Signal;
+use serde_json::{json, Value};
+
+use super::{config, line, reload_with, Sink, GLOWD, RELOADED};
+use crate::common::{skip_unless_root, wait_for, Daemon};
+
+/// Each key that is said to be live, with a proof that its new value is obeyed.
+const LIVE: &[(&str, fn())] = &[
+    ("maxFlows", max_flows),
+    ("logLevel", log_level),
+    ("plugins.namedPipe.mode", pipe_mode),
+    ("plugins.namedPipe.group", pipe_group),
+    ("backends.firefly.sendToDestination", send_to_destination),
+    ("backends.firefly.collectors", collectors),
+    ("backends.firefly.destinationPort", destination_port),
+    ("backends.firefly.prependSyslog", prepend_syslog),
+    ("backends.firefly.sendToCollector", send_to_collector),
+    ("backends.firefly.collectorAddress", collector_address),
+    ("backends.firefly.collectorPort", collector_port),
+];
+
+/// That every other change is reported is what `config::change` tests, key by key.
+#[test]
+fn every_key_that_is_live_is_obeyed() {
+    let mut live: BTreeSet<String> = BTreeSet::new();
+    let names = |path: &str, keys: &'static [glowd::config::Key]| {
+        let names = keys.iter().filter(|key| key.live).map(|key| key.name);
+        names.map(|name| format!("{path}{name}")).collect::<Vec<_>>()
+    };
+    live.extend(names("", TOP));
+    for spec in plugins::ALL {
+        live.extend(names(&format!("plugins.{}.", spec.name), spec.keys));
+    }
+    for spec in backends::ALL {
+        live.extend(names(&format!("backends.{}.", spec.name), spec.keys));
+    }
+    let proven: BTreeSet<String> = LIVE.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(proven, live);
+    LIVE.iter().for_each(|(_, proof)| proof());
+}
+
+fn collectors() {
+    super::collectors_change_between_the_start_and_the_end_of_a_flow();
+}
+
+fn max_flows() {
+    let sink = Sink::new();
+    let mut config = config(&sink);
+    config["maxFlows"] = json!(2);
+    let mut daemon = Daemon::start(config.clone());
+    let refused = |daemon: &Daemon, count: u32| {
+        wait_for("refusals", || {
+            daemon.signal(Signal::SIGUSR1);
+            let count = format!(", {count} refused,");
+            daemon.lines().iter().any(|line| line.contains(&count)).then_some(())
+        });
+    };
+    daemon.write(&(line("start", 1) + &line("start", 2) + &line("start", 3)));
+    assert_eq!((sink.next().1, sink.next().1), (1, 2));
+    refused(&daemon, 1);
+    config["maxFlows"] = json!(3);
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said.last(), Some(&format!("{RELOADED}changed maxFlows")));
+    daemon.write(&line("start", 3));
+    assert_eq!(sink.next(), ("start".into(), 3));
+    // Lower than what is open: that stays.
+    config["maxFlows"] = json!(1);
+    reload_with(&mut daemon, &config);
+    daemon.write(&line("start", 4));
+    refused(&daemon, 2);
+    assert_eq!(daemon.get("/healthz").1["flows"], 3);
+    daemon.write(&(line("end", 1) + &line("end", 2) + &line("end", 3) + &line("start", 5)));
+    let ends = ["end", "end", "end", "start"].map(|_| sink.next());
+    assert_eq!(ends[3], ("start".into(), 5));
+    daemon.stop(&["the flow table is full (maxFlows is "]);
+}
+
+fn log_level() {
+    let mut config = json!({ "plugins": { "namedPipe": {} }, "logLevel": "warn" });
+    let mut daemon = Daemon::start_by(Command::new(GLOWD), config.clone());
+    assert_eq!(daemon.lines(), [""; 0]);
+    config["logLevel"] = json!("debug");
+    daemon.rewrite(config.clone());
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_line(&format!("{RELOADED}changed logLevel"));
+    daemon.write(&line("start", 1));
+    daemon.wait_for_line("debug: namedPipe: start tcp");
+    config["logLevel"] = json!("error");
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said.last(), Some(&format!("{RELOADED}changed logLevel")));
+    let before = daemon.lines().len();
+    daemon.write("nonsense\n");
+    daemon.write(&line("end", 1));
+    daemon.end_by(Signal::SIGTERM);
+    assert_eq!(daemon.lines().len(), before, "{:#?}", daemon.lines());
+
+    // The flag wins, and a reload says so.
+    let mut daemon = Daemon::start(config.clone());
+    config["logLevel"] = json!("warn");
+    let said = reload_with(&mut daemon, &config);
+    let overruled = "logLevel: no effect, since --log-level debug wins over it";
+    assert!(said.contains(&format!("warn: {overruled}")), "{said:#?}");
+    assert_eq!(said.last(), Some(&format!("{RELOADED}nothing changed")));
+    daemon.write(&line("start", 1));
+    daemon.wait_for_line("debug: namedPipe: start tcp");
+    daemon.stop(&[overruled, "backends: "]);
+}
+
+fn pipe_mode() {
+    let mut config = json!({ "plugins": { "namedPipe": { "mode": "0660" } } });
+    let mut daemon = Daemon::start(config.clone());
+    let path = daemon.pipe_path();
+    // A writer that has it open already goes on.
+    daemon.write(&line("start", 1));
+    daemon.wait_for_line("start tcp 127.0.0.1:1 ");
+    for mode in [0o622, 0o600] {
+        config["plugins"]["namedPipe"]["mode"] = json!(format!("{mode:04o}"));
+        let said = reload_with(&mut daemon, &config);
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed plugins.namedPipe.mode")));
+        wait_for("the mode", || {
+            let found = fs::metadata(&path).expect("the pipe").permissions().mode();
+            (found & 0o7777 == mode).then_some(())
+        });
+    }
+    daemon.write(&line("end", 1));
+    daemon.wait_for_line("end tcp 127.0.0.1:1 ");
+    daemon.stop(&[]);
+    assert!(!path.exists());
+}
+
+fn pipe_group() {
+    if skip_unless_root() {
+        return;
+    }
+    let mut config = json!({ "plugins": { "namedPipe": {} } });
+    let mut daemon = Daemon::start(config.clone());
+    let path = daemon.pipe_path();
+    let group = || fs::metadata(&path).expect("the pipe").gid();
+    let usual = group();
+    for (name, gid) in [(json!("65534"), 65534), (json!("2"), 2), (json!(""), usual)] {
+        config["plugins"]["namedPipe"]["group"] = name;
+        let said = reload_with(&mut daemon, &config);
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed plugins.namedPipe.group")));
+        wait_for("the group", || (group() == gid).then_some(()));
+    }
+    // One that cannot be given leaves all as it is.
+    config["plugins"]["namedPipe"] = json!({ "group": "no such group", "mode": "0600" });
+    reload_with(&mut daemon, &config);
+    let failure = "there is no group \"no such group\"; mode and group stay as they were";
+    daemon.wait_for_line(failure);
+    assert_eq!((group(), fs::metadata(&path).expect("the pipe").mode() & 0o777), (usual, 0o660));
+    daemon.stop(&[failure]);
+}
+
+/// Starts a daemon by `before`, changes `key` of the firefly backend to `value`, and
+/// returns what the two sinks get of a flow's start before, and of its end after.
+fn firefly(before: Value, key: &str, value: Value, sinks: [&Sink; 2]) -> [String; 2] {
+    let mut config = json!({ "plugins": { "namedPipe": {} }, "backends": { "firefly": before } });
+    let mut daemon = Daemon::start(config.clone());
+    daemon.write(&line("start", 1));
+    let start = sinks[0].text();
+    config["backends"]["firefly"][key] = value;
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said, [format!("{RELOADED}changed backends.firefly.{key}")]);
+    daemon.write(&line("end", 1));
+    let end = sinks[1].text();
+    daemon.stop(&[]);
+    assert!(start.contains("\"start\"") && end.contains("\"end\""), "{start} {end}");
+    assert!(sinks.iter().all(|sink| sink.has_nothing()));
+    [start, end]
+}
+
+fn send_to_destination() {
+    let (collector, destination) = (Sink::new(), Sink::new());
+    let mut before = json!({ "destinationPort": destination.port(), "sendToDestination": true });
+    before["collectors"] = json!([collector.name()]);
+    let mut config = json!({ "plugins": { "namedPipe": {} }, "backends": { "firefly": before } });
+    let mut daemon = Daemon::start(config.clone());
+    daemon.write(&line("start", 1));
+    assert_eq!((collector.next().1, destination.next().1), (1, 1));
+    config["backends"]["firefly"]["sendToDestination"] = json!(false);
+    reload_with(&mut daemon, &config);
+    daemon.write(&line("start", 2));
+    assert_eq!(collector.next().1, 2);
+    config["backends"]["firefly"]["sendToDestination"] = json!(true);
+    reload_with(&mut daemon, &config);
+    daemon.write(&line("start", 3));
+    assert_eq!((collector.next().1, destination.next().1), (3, 3), "none of the second");
+    daemon.stop(&[]);
+}
+
+fn destination_port() {
+    let (old, new) = (Sink::new(), Sink::new());
+    let before = json!({ "destinationPort": old.port() });
+    firefly(before, "destinationPort", json!(new.port()), [&old, &new]);
+}
+
+fn prepend_syslog() {
+    let sink = Sink::new();
+    let before = json!({ "sendToDestination": false, "collectors": [sink.name()] });
+    let [start, end] = firefly(before, "prependSyslog", json!(false), [&sink, &sink]);
+    assert!(start.starts_with('<') && end.starts_with('{'), "{start} {end}");
+}
+
+fn send_to_collector() {
+    let (destination, collector) = (Sink::new(), Sink::new());
+    let mut before = json!({ "destinationPort": destination.port() });
+    before["collectorPort"] = json!(collector.port());
+    let mut config = json!({ "plugins": { "namedPipe": {} }, "backends": { "firefly": before } });
+    let mut daemon = Daemon::start(config.clone());
+    daemon.write(&line("start", 1));
+    assert_eq!(destination.next().1, 1);
+    config["backends"]["firefly"]["sendToCollector"] = json!(true);
+    reload_with(&mut daemon, &config);
+    daemon.write(&line("start", 2));
+    assert_eq!((collector.next().1, destination.next().1), (2, 2));
+    daemon.stop(&[]);
+}
+
+/// One that flowd-go's keys name, and nobody else.
+fn named(port: u16) -> Value {
+    json!({ "sendToDestination": false, "sendToCollector": true, "collectorPort": port })
+}
+
+fn collector_address() {
+    let old = Sink::new();
+    let new = Sink::at(&format!("127.0.0.2:{}", old.port()));
+    firefly(named(old.port()), "collectorAddress", json!("127.0.0.2"), [&old, &new]);
+}
+
+fn collector_port() {
+    let (old, new) = (Sink::new(), Sink::new());
+    firefly(named(old.port()), "collectorPort", json!(new.port()), [&old, &new]);
+}
