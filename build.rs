@@ -64,6 +64,10 @@ fn bpf() -> Result<(), String> {
     Ok(())
 }
 
+/// What libbpf does not read: DWARF, the relocations of line numbers, and addresses
+/// that only linkers want.
+const STRIPPED: &[&str] = &["-g", "-R", ".rel.BTF.ext", "-R", ".llvm_addrsig"];
+
 fn compile(source: &Path, object: &Path) -> Result<(), String> {
     let mut clang = Command::new(env::var_os("CLANG").unwrap_or("clang".into()));
     // The v2 instruction set is what every kernel since 4.14 runs; v3 needs 5.1.
@@ -88,7 +92,7 @@ fn compile(source: &Path, object: &Path) -> Result<(), String> {
     text.lines().for_each(|line| println!("cargo::warning={line}"));
     let strip = env::var_os("LLVM_STRIP").unwrap_or("llvm-strip".into());
     // Without it the object is bigger and works as well.
-    let _ = Command::new(strip).arg("-g").arg(object).output();
+    let _ = Command::new(strip).args(STRIPPED).arg(object).output();
     Ok(())
 }
 
