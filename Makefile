@@ -3,17 +3,33 @@
 CARGO ?= cargo
 DESTDIR ?=
 PREFIX ?= /usr
+# A folder made by tools/musl-toolchain.sh, where rustup cannot download musl's target.
+MUSL_TOOLCHAIN ?=
+# What is installed.
+BINARY ?= target/release/glowd
+# Which of rpm/*.conf the units get: el8.conf, backoff.conf, or none.
+DROPINS ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
-MANDIR = $(DESTDIR)$(PREFIX)/share/man
+LIBDIR = $(DESTDIR)$(PREFIX)/lib
+SHAREDIR = $(DESTDIR)$(PREFIX)/share
+MANDIR = $(SHAREDIR)/man
+DOCDIR = $(SHAREDIR)/doc/glowd
+LICENSEDIR = $(SHAREDIR)/licenses/glowd
+BASHDIR = $(SHAREDIR)/bash-completion/completions
+ZSHDIR = $(SHAREDIR)/zsh/site-functions
+FISHDIR = $(SHAREDIR)/fish/vendor_completions.d
 CONFDIR = $(DESTDIR)/etc/glowd
 
 .DEFAULT_GOAL := help
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 build: deps-build ## build the daemon (target/release/glowd)
 	$(CARGO) build --release --locked
+
+static: deps-static ## build the static binary (x86_64: target/x86_64-unknown-linux-musl/release/glowd)
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static
 
 run: build ## build the daemon and run it in the foreground with ./conf.json
 	target/release/glowd --conf conf.json run
@@ -37,6 +53,7 @@ lint: deps-lint ## formatting, clippy, documentation, man pages, shell scripts
 	tools/lint
 
 bench: deps-test ## print the figures beside those to reach (root)
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static --if-possible
 	$(CARGO) bench --locked
 
 fuzz: deps-build ## compile the fuzz targets, then run each for some seconds (SECONDS_EACH=10)
@@ -48,14 +65,54 @@ man: deps-build ## write man/glowd.8 and man/glowd.conf.5 anew
 fmt: ## format the Rust code
 	$(CARGO) fmt
 
+reproducible: deps-static ## build the static binary in two places and compare
+	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/reproducible
+
+test-static: ## test the static binary in an empty root folder (root)
+	@tools/test-static
+
+check-aarch64: deps-aarch64 ## type-check for Linux on aarch64, C included
+	tools/check-aarch64
+
 check-macos: deps-macos ## type-check for macOS
 	tools/check-macos
 
-install: ## install target/release/glowd, its pages and configuration (DESTDIR, PREFIX)
-	install -D -m 0755 target/release/glowd $(BINDIR)/glowd
+srpm: deps-rpm ## build the source package for EL and Fedora (target/rpm)
+	tools/rpm -bs
+
+rpm: deps-rpm ## build the packages for EL and Fedora, tested and without network (target/rpm)
+	tools/rpm -ba
+
+deb: build deps-deb ## build the package for Debian and Ubuntu (target/deb)
+	tools/deb
+
+test-packages: deps-packaging ## build, install, upgrade, verify and remove the packages (root)
+	tools/test-packages
+
+# What packages consist of: rpm/glowd.spec and tools/deb both install by this.
+install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINARY)
+	install -D -m 0755 $(BINARY) $(BINDIR)/glowd
 	install -D -m 0644 man/glowd.8 $(MANDIR)/man8/glowd.8
 	install -D -m 0644 man/glowd.conf.5 $(MANDIR)/man5/glowd.conf.5
 	test -e $(CONFDIR)/conf.json || install -D -m 0644 conf.json $(CONFDIR)/conf.json
+	install -D -m 0644 rpm/glowd.service $(LIBDIR)/systemd/system/glowd.service
+	install -D -m 0644 rpm/glowd@.service $(LIBDIR)/systemd/system/glowd@.service
+	for unit in glowd.service glowd@.service; do for file in $(DROPINS); do \
+	    install -D -m 0644 rpm/$$file $(LIBDIR)/systemd/system/$$unit.d/$$file || exit 1; done; done
+	install -D -m 0644 rpm/glowd.sysusers $(LIBDIR)/sysusers.d/glowd.conf
+	install -D -m 0644 rpm/glowd.tmpfiles $(LIBDIR)/tmpfiles.d/glowd.conf
+	install -d $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	$(BINARY) completions bash >$(BASHDIR)/glowd
+	$(BINARY) completions zsh >$(ZSHDIR)/_glowd
+	$(BINARY) completions fish >$(FISHDIR)/glowd.fish
+	chmod 0644 $(BASHDIR)/glowd $(ZSHDIR)/_glowd $(FISHDIR)/glowd.fish
+	install -D -m 0644 data/registry.json $(SHAREDIR)/glowd/registry.json
+	install -d $(DOCDIR) $(LICENSEDIR)
+	install -m 0644 README.md CHANGELOG.md AUTHORS $(DOCDIR)
+	install -m 0644 rpm/el8.conf rpm/backoff.conf $(DOCDIR)
+	install -m 0644 data/README.md $(DOCDIR)/registry.md
+	install -m 0644 LICENSE THIRD-PARTY $(LICENSEDIR)
+	install -m 0644 bpf/COPYING $(LICENSEDIR)/COPYING.bpf
 
 clean: ## remove what was built
 	$(CARGO) clean
@@ -63,5 +120,5 @@ clean: ## remove what was built
 deps-%:
 	@tools/deps $*
 
-.PHONY: help build run demo test lint bench fuzz man fmt check-macos install clean \
-    system-test syscalls-test
+# Each target but the files that are made.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)

@@ -97,15 +97,20 @@ fn include_paths() -> Vec<OsString> {
     // Set by libbpf-sys when it has built its own libbpf; otherwise the
     // system's headers are in clang's path anyway.
     if let Some(libbpf) = env::var_os("DEP_BPF_INCLUDE") {
-        paths.extend(["-I".into(), libbpf]);
+        let mut unnamed = OsString::from("-ffile-prefix-map=");
+        unnamed.push(&libbpf);
+        unnamed.push("=libbpf");
+        paths.extend(["-I".into(), libbpf, unnamed]);
     }
     // Debian keeps asm/types.h in a folder by architecture that clang does not
     // search for the target bpf.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let arch = if arch == "powerpc64" { "powerpc64le".into() } else { arch };
-    let multiarch = format!("/usr/include/{arch}-linux-gnu");
-    if Path::new(&multiarch).is_dir() {
-        paths.extend(["-idirafter".into(), multiarch.into()]);
+    // The second is that of its cross compilers.
+    let multiarch =
+        [format!("/usr/include/{arch}-linux-gnu"), format!("/usr/{arch}-linux-gnu/include")];
+    for path in multiarch.iter().filter(|path| Path::new(path).is_dir()) {
+        paths.extend(["-idirafter".into(), path.into()]);
     }
     paths
 }

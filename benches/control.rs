@@ -13,7 +13,7 @@ use nix::sched::{unshare, CloneFlags};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{json, Value};
 
-use crate::process::{Daemon, API};
+use crate::process::{Binary, Daemon, API};
 use crate::{percentile, row};
 
 const DST: &str = "2001:db8::2";
@@ -21,11 +21,12 @@ const DST_PORT: u16 = 1094;
 
 pub(crate) const SECTIONS: &[crate::Section] = &[
     ("latency", latency),
-    ("pipe", pipe_throughput),
+    ("pipe", || Binary::each(pipe_throughput)),
     ("api", api),
     ("firefly", fireflies),
-    ("start", start_and_stop),
-    ("memory", memory),
+    ("start", || Binary::each(start_and_stop)),
+    ("memory", || Binary::each(memory)),
+    ("size", || Binary::each(size)),
 ];
 
 /// So that nothing of the host is touched; children inherit it.
@@ -37,8 +38,10 @@ fn in_own_network() {
 fn api() {
     in_own_network();
     echo();
-    post(1);
-    post(4);
+    Binary::each(|binary| {
+        post(binary, 1);
+        post(binary, 4);
+    });
 }
 
 /// Source of the flow of that number.
@@ -86,13 +89,13 @@ fn latency() {
     row("pipe line to map entry, p99", figure(&mut times, 0.99), "<= 500 us (flowd-go 3600)");
 }
 
-fn pipe_throughput() {
+fn pipe_throughput(binary: Binary) {
     const LINES: u32 = 600_000;
     in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {}, "maxFlows": LINES});
     let text: String = (0..LINES).map(|flow| line("start", flow)).collect();
     for chunk in [199, 4096, 1_000_000] {
-        let daemon = Daemon::start(config.clone());
+        let daemon = Daemon::start_binary(binary, config.clone());
         let mut pipe = OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
         let before = Instant::now();
         for chunk in text.as_bytes().chunks(chunk) {
@@ -100,8 +103,8 @@ fn pipe_throughput() {
         }
         wait_for_flows(&daemon, LINES);
         let rate = f64::from(LINES) / before.elapsed().as_secs_f64();
-        let what = format!("pipe lines applied per second, none lost, writes of {chunk} octets");
-        row(&what, format!("{:.0}k", rate / 1000.0), ">= 300k (flowd-go 2k)");
+        let what = format!("pipe lines per second, none lost, writes of {chunk} octets");
+        binary.row(&what, format!("{:.0}k", rate / 1000.0), ">= 300k (flowd-go 2k)");
     }
 }
 
@@ -140,9 +143,9 @@ fn echo() {
     row("a bare TCP echo per second, one connection, for comparison", measured, "");
 }
 
-fn post(connections: u32) {
+fn post(binary: Binary, connections: u32) {
     const REQUESTS: u32 = 60_000;
-    let daemon = Daemon::start(marker());
+    let daemon = Daemon::start_binary(binary, marker());
     let each = REQUESTS / connections;
     let before = Instant::now();
     thread::scope(|scope| {
@@ -154,7 +157,7 @@ fn post(connections: u32) {
     assert_eq!(daemon.open_flows(), u64::from(REQUESTS));
     let reach = if connections == 1 { ">= 40k (flowd-go 20k)" } else { ">= 60k (flowd-go 29.5k)" };
     let what = format!("POST /flow per second, keep-alive connections: {connections}");
-    row(&what, format!("{:.1}k", rate / 1000.0), reach);
+    binary.row(&what, format!("{:.1}k", rate / 1000.0), reach);
 }
 
 /// Opens so many flows, one request after the other's response.
@@ -215,31 +218,39 @@ fn fireflies() {
     row("fireflies to a UDP sink per second, all received", measured, ">= 60k (flowd-go 13k)");
 }
 
-fn start_and_stop() {
+fn start_and_stop(binary: Binary) {
     in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
     let (mut starts, mut stops) = (Vec::new(), Vec::new());
     for _ in 0..15 {
-        let daemon = Daemon::start(config.clone());
+        let daemon = Daemon::start_binary(binary, config.clone());
         starts.push(daemon.start_up.as_secs_f64() * 1e3);
         stops.push(daemon.stop().as_secs_f64() * 1e3);
     }
     let figure = |times: &mut [f64]| format!("{:.1} ms", percentile(times, 0.5));
-    row("start to ready", figure(&mut starts), "<= 15 ms (flowd-go 30)");
-    row("stop", figure(&mut stops), "<= 20 ms (flowd-go 18)");
+    binary.row("start to ready", figure(&mut starts), "<= 15 ms (flowd-go 30)");
+    binary.row("stop", figure(&mut stops), "<= 20 ms (flowd-go 18)");
 }
 
-fn memory() {
+fn memory(binary: Binary) {
     const FLOWS: u32 = 50_000;
     in_own_network();
     let config = json!({"plugins": {"namedPipe": {}}, "backends": {"marker": {}, "firefly": {}}});
-    let daemon = Daemon::start(config);
-    row("resident memory, idle", format!("{:.1} MB", daemon.resident()), "<= 3 MB (flowd-go 24)");
+    let daemon = Daemon::start_binary(binary, config);
+    binary.row(
+        "resident memory, idle",
+        format!("{:.1} MB", daemon.resident()),
+        "<= 3 MB (flowd-go 24)",
+    );
     let text: String = (0..FLOWS).map(|flow| line("start", flow)).collect();
     fs::write(daemon.pipe(), text).unwrap();
     wait_for_flows(&daemon, FLOWS);
     let measured = format!("{:.1} MB", daemon.resident());
-    row("resident memory, 50,000 flows", measured, "<= 16 MB (flowd-go 36)");
-    let size = fs::metadata(env!("CARGO_BIN_EXE_glowd")).unwrap().len() as f64 / 1e6;
-    row("binary, stripped (dynamic glibc)", format!("{size:.2} MB"), "<= 2 MB static");
+    binary.row("resident memory, 50,000 flows", measured, "<= 16 MB (flowd-go 36)");
+}
+
+fn size(binary: Binary) {
+    let size = fs::metadata(binary.path().unwrap()).unwrap().len() as f64 / 1e6;
+    let reach = if binary == Binary::Static { "<= 2 MB (flowd-go 22.7)" } else { "" };
+    binary.row("binary, stripped", format!("{size:.2} MB"), reach);
 }

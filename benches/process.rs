@@ -4,13 +4,15 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+use crate::row;
 
 /// A daemon with pipe, API and whatever else the configuration says.
 pub(crate) struct Daemon {
@@ -22,8 +24,54 @@ pub(crate) struct Daemon {
 
 pub(crate) const API: &str = "127.0.0.1:7777";
 
+/// Which glowd is measured.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Binary {
+    /// The one that cargo built for this bench.
+    Dynamic,
+    /// What `make static` built.
+    Static,
+}
+
+impl Binary {
+    /// Where it is, if it is there.
+    pub(crate) fn path(self) -> Option<PathBuf> {
+        let path = match self {
+            Binary::Dynamic => env!("CARGO_BIN_EXE_glowd").into(),
+            Binary::Static => Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(
+                "target/{}-unknown-linux-musl/release/glowd",
+                std::env::consts::ARCH
+            )),
+        };
+        Some(path).filter(|path| path.exists())
+    }
+
+    /// Calls the function with each binary that is there; says how to get the other.
+    pub(crate) fn each(measure: fn(Self)) {
+        for binary in [Binary::Dynamic, Binary::Static] {
+            if binary.path().is_some() {
+                measure(binary);
+            } else {
+                row("the same of the static binary", "not built".into(), "make static");
+            }
+        }
+    }
+
+    /// Prints a row that says which binary it is about.
+    pub(crate) fn row(self, what: &str, measured: String, reach: &str) {
+        match self {
+            Binary::Dynamic => row(what, measured, reach),
+            Binary::Static => row(&format!("{what}, static"), measured, reach),
+        }
+    }
+}
+
 impl Daemon {
-    pub(crate) fn start(mut config: Value) -> Self {
+    pub(crate) fn start(config: Value) -> Self {
+        Self::start_binary(Binary::Dynamic, config)
+    }
+
+    pub(crate) fn start_binary(binary: Binary, mut config: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| Value::from(dir.path().join(name).to_str().unwrap());
         config["pidPath"] = path("pid");
@@ -33,7 +81,7 @@ impl Daemon {
         fs::write(&conf, config.to_string()).unwrap();
         let notify = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         notify.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glowd"));
+        let mut command = Command::new(binary.path().unwrap());
         command.arg("--conf").arg(&conf).arg("--log-level").arg("warn").arg("run");
         command.env("NOTIFY_SOCKET", dir.path().join("notify")).stdin(Stdio::null());
         let before = Instant::now();

@@ -2,7 +2,7 @@
 //! READY, wait, stop, join.
 
 use std::collections::VecDeque;
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use log::{error, info};
 use nix::sys::signal::Signal;
@@ -69,7 +69,7 @@ fn live(
     life: mpsc::Sender<Life>,
     news: &mpsc::Receiver<Life>,
 ) -> Result<()> {
-    let context = Context { max_flows: config.max_flows() };
+    let context = Context { max_flows: config.max_flows(), names: Arc::new(config.names()?) };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
         let backend = (spec.build)(section, &context).at(section.path())?;
@@ -91,6 +91,7 @@ fn live(
     // first, and then those that run are joined.
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
+    dispatcher.name_by(context.names.clone());
     dispatcher.set_pulse(Pulse::new(notifier.clone()));
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);

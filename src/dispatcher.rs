@@ -13,24 +13,29 @@ use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::Arc;
 
-use log::{debug, info};
+use log::info;
 
 use crate::config::Section;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
-use crate::flow_table::{Admission, Change, FlowTable};
+use crate::flow_table::{Admission, Authority, Change, FlowTable};
+use crate::log::About;
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
+use crate::registry::Names;
 
 pub use crate::queue::{Batch, Event, Queue};
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
 
+/// Which plugin tells, and how it knows.
+type Source = (&'static str, Authority);
+
 /// What the dispatcher is told.
 enum Message {
     Events {
-        source: &'static str,
+        source: Source,
         events: Vec<FlowEvent>,
         admitted: Admitted,
     },
@@ -96,7 +101,7 @@ impl std::fmt::Display for Refused {
 pub struct Inlet {
     messages: SyncSender<Message>,
     admission: Arc<Admission>,
-    source: &'static str,
+    source: Source,
 }
 
 impl Inlet {
@@ -194,7 +199,14 @@ impl Inlet {
     /// The same way in, for another plugin.
     #[must_use]
     pub fn for_source(&self, source: &'static str) -> Self {
-        Inlet { source, ..self.clone() }
+        Inlet { source: (source, Authority::Told), ..self.clone() }
+    }
+
+    /// The same way in, for events that nobody told the plugin of: it found them.
+    /// They have no effect on flows that somebody has told of.
+    #[must_use]
+    pub fn for_what_is_found(&self) -> Self {
+        Inlet { source: (self.source.0, Authority::Found), ..self.clone() }
     }
 }
 
@@ -206,6 +218,7 @@ struct Counters {
     repeated: u64,
     retagged: u64,
     unknown_ends: u64,
+    outranked: u64,
     refused: u64,
     malformed: u64,
 }
@@ -217,6 +230,7 @@ pub struct Dispatcher {
     table: FlowTable,
     admission: Arc<Admission>,
     counters: Counters,
+    names: Option<Arc<Names>>,
     /// None: there is no service manager to be told anything.
     pulse: Option<Pulse>,
 }
@@ -226,10 +240,26 @@ impl Dispatcher {
     pub fn new(max_flows: u32, key: EntropyKey) -> (Self, Inlet) {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
-        let inlet = Inlet { messages: sender, admission: admission.clone(), source: "glowd" };
-        let (table, outlets) = (FlowTable::new(key), Vec::new());
-        let counters = Counters::default();
-        (Dispatcher { messages, outlets, table, admission, counters, pulse: None }, inlet)
+        let inlet = Inlet {
+            messages: sender,
+            admission: admission.clone(),
+            source: ("glowd", Authority::Told),
+        };
+        let dispatcher = Dispatcher {
+            messages,
+            outlets: Vec::new(),
+            table: FlowTable::new(key),
+            admission,
+            counters: Counters::default(),
+            names: None,
+            pulse: None,
+        };
+        (dispatcher, inlet)
+    }
+
+    /// Shows names beside ids in the log.
+    pub fn name_by(&mut self, names: Arc<Names>) {
+        self.names = Some(names);
     }
 
     /// Has the dispatcher tell the service manager how it is while it runs.
@@ -287,11 +317,11 @@ impl Dispatcher {
     }
 
     fn tally(&self) -> Tally {
-        let Counters { started, ended, repeated, retagged, unknown_ends, refused, malformed } =
-            self.counters;
+        let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
+        let Counters { outranked, refused, malformed, .. } = self.counters;
         Tally {
             flows: self.table.count(),
-            events: started + ended + repeated + retagged,
+            events: started + ended + repeated + retagged + outranked,
             errors: unknown_ends + refused + malformed,
         }
     }
@@ -313,7 +343,7 @@ impl Dispatcher {
         self.tell_ready(remark);
     }
 
-    fn take(&mut self, source: &'static str, events: Vec<FlowEvent>, admitted: Admitted) {
+    fn take(&mut self, source: Source, events: Vec<FlowEvent>, admitted: Admitted) {
         match admitted {
             Admitted::Yes => {
                 let tickets = starts(&events);
@@ -355,29 +385,36 @@ impl Dispatcher {
 
     /// Applies the events, for which `tickets` are reserved; a start that finds
     /// none left takes one, or is refused. Returns how many were refused.
-    fn apply(&mut self, source: &'static str, events: Vec<FlowEvent>, mut tickets: usize) -> usize {
+    fn apply(&mut self, source: Source, events: Vec<FlowEvent>, mut tickets: usize) -> usize {
         let now = Timestamp::now();
+        // Only the log needs it.
+        let names = self.names.as_ref().filter(|_| log::log_enabled!(log::Level::Debug));
+        let registry = names.map(|names| names.get());
+        let registry = registry.as_deref();
         let mut out = Vec::with_capacity(events.len());
         let mut refused = 0;
         for event in events {
-            if tickets == 0 && event.state == FlowState::Start && !self.table.contains(&event.id) {
+            let (id, time, state) = (event.id, event.time.unwrap_or(now), event.state);
+            let about = |tag| About::new(source.0, state, id, tag, registry);
+            if tickets == 0 && state == FlowState::Start && !self.table.contains(&id) {
                 if !self.admission.reserve(1) {
-                    debug!("{source}: {}: refused, the flow table is full", event.id);
+                    about(Some(event.tag)).debug(format_args!("refused, the flow table is full"));
                     refused += 1;
                     continue;
                 }
                 tickets += 1;
             }
-            let (id, time) = (event.id, event.time.unwrap_or(now));
+            let told = event.tag;
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
-                    debug!("{source}: start {id}: {}, label {:#07x}", flow.tag, flow.label);
+                    let Flow { tag, label, .. } = flow;
+                    about(Some(tag)).debug(format_args!("label {label:#07x}"));
                     tickets -= 1;
                     self.counters.started += 1;
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
-                    debug!("{source}: end {id}: {}", flow.tag);
+                    about(Some(flow.tag)).debug(format_args!("over"));
                     // Room for another, unless there is none since the limit was lowered.
                     if self.admission.is_over() {
                         self.admission.release(1);
@@ -389,18 +426,22 @@ impl Dispatcher {
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
-                    debug!("{source}: start {id}: {} becomes {}", old.tag, new.tag);
+                    about(Some(new.tag)).debug(format_args!("instead of {}", old.tag));
                     self.counters.retagged += 1;
                     let end = new.start.max(old.start);
                     out.push(Event::End(old, end));
                     out.push(Event::Start(new));
                 }
+                Change::Outranked => {
+                    about(Some(told)).debug(format_args!("no effect: somebody told of the flow"));
+                    self.counters.outranked += 1;
+                }
                 Change::Repeated => {
-                    debug!("{source}: start {id}: open already");
+                    about(Some(told)).debug(format_args!("open already"));
                     self.counters.repeated += 1;
                 }
                 Change::Unknown => {
-                    debug!("{source}: end {id}: not open");
+                    about(None).debug(format_args!("not open"));
                     self.counters.unknown_ends += 1;
                 }
             }
@@ -421,12 +462,20 @@ impl Dispatcher {
     }
 
     fn report(&mut self) {
-        let Counters { started, ended, repeated, retagged, unknown_ends, refused, malformed } =
-            self.counters;
+        let Counters {
+            started,
+            ended,
+            repeated,
+            retagged,
+            unknown_ends,
+            outranked,
+            refused,
+            malformed,
+        } = self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused, \
-             {malformed} malformed",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {outranked} outranked, \
+             {refused} refused, {malformed} malformed",
             self.table.count(),
             self.admission.limit()
         );

@@ -68,6 +68,15 @@ impl Admission {
     }
 }
 
+/// How a plugin knows of a flow. Who was told knows better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Authority {
+    /// It looked at the system and applied a rule.
+    Found,
+    /// The program that has the flow, or somebody for it, said so.
+    Told,
+}
+
 /// What an event did to the table.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
@@ -75,6 +84,8 @@ pub enum Change {
     Opened(Flow),
     /// The flow was open, with this very tag: nothing changed.
     Repeated,
+    /// A plugin that was told of the flow has it: what another found has no effect.
+    Outranked,
     /// The flow was open with another tag: that one is over, this one is open.
     Retagged {
         /// As it was.
@@ -102,6 +113,7 @@ struct Stored {
     label: u32,
     start: Timestamp,
     source: &'static str,
+    authority: Authority,
     application: Option<std::sync::Arc<str>>,
 }
 
@@ -124,18 +136,31 @@ impl FlowTable {
         FlowTable { flows: HashMap::new(), key }
     }
 
-    /// Applies an event that arrived at `now` from the plugin `source`.
-    pub fn apply(&mut self, event: FlowEvent, source: &'static str, now: Timestamp) -> Change {
+    /// Applies an event that arrived at `now` from the plugin `source`, which knows of
+    /// it by `authority`.
+    pub fn apply(
+        &mut self,
+        event: FlowEvent,
+        (source, authority): (&'static str, Authority),
+        now: Timestamp,
+    ) -> Change {
         let id = event.id;
+        if self.flows.get(&id).is_some_and(|stored| stored.authority > authority) {
+            return Change::Outranked;
+        }
         match event.state {
             FlowState::Start => {
                 let start = event.time.unwrap_or(now);
                 let label = event.tag.label(self.key.entropy(&id));
                 let application = event.application;
-                let new = Stored { tag: event.tag, label, start, source, application };
+                let new = Stored { tag: event.tag, label, start, source, authority, application };
                 match self.flows.entry(id) {
                     Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id)),
-                    Entry::Occupied(slot) if slot.get().tag == event.tag => Change::Repeated,
+                    Entry::Occupied(mut slot) if slot.get().tag == event.tag => {
+                        // From now on only they who were told can end it.
+                        slot.get_mut().authority = authority;
+                        Change::Repeated
+                    }
                     Entry::Occupied(mut slot) => {
                         let old = slot.insert(new).flow(id);
                         Change::Retagged { old, new: slot.get().flow(id) }
@@ -180,6 +205,10 @@ mod tests {
     use super::*;
     use crate::flow::{Protocol, Tag};
 
+    const API: (&str, Authority) = ("api", Authority::Told);
+    const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
+    const FINDER: (&str, Authority) = ("netlink", Authority::Found);
+
     fn event(state: FlowState, port: u16, activity: u64) -> FlowEvent {
         let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
         let dst = "[2001:db8::2]:1094".parse().unwrap();
@@ -199,16 +228,16 @@ mod tests {
     #[test]
     fn a_flow_opens_once_and_closes_once() {
         let mut table = table();
-        let opened = table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
+        let opened = table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
         let Change::Opened(flow) = opened else { panic!("{opened:?}") };
         assert_eq!((flow.start, flow.source), (Timestamp(5), "api"));
         assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
-        let again = table.apply(event(FlowState::Start, 7, 16), "namedPipe", Timestamp(6));
+        let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
         assert_eq!(again, Change::Repeated);
         assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
-        let closed = table.apply(event(FlowState::End, 7, 1), "api", Timestamp(7));
+        let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
         assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
-        let unknown = table.apply(event(FlowState::End, 7, 16), "api", Timestamp(8));
+        let unknown = table.apply(event(FlowState::End, 7, 16), API, Timestamp(8));
         assert_eq!((unknown, table.count()), (Change::Unknown, 0));
     }
 
@@ -219,8 +248,8 @@ mod tests {
         for _ in 0..2 {
             // A new table is what a restart makes.
             let mut table = table();
-            table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
-            table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(6));
+            table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+            table.apply(event(FlowState::Start, 7, 16), API, Timestamp(6));
             labels.extend(table.flows().iter().map(|flow| flow.label));
         }
         assert_eq!(labels.len(), 2);
@@ -230,13 +259,44 @@ mod tests {
     #[test]
     fn another_tag_ends_the_old_flow_and_starts_the_new() {
         let mut table = table();
-        table.apply(event(FlowState::Start, 7, 16), "api", Timestamp(5));
-        let change = table.apply(event(FlowState::Start, 7, 15), "api", Timestamp(9));
+        table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+        let change = table.apply(event(FlowState::Start, 7, 15), API, Timestamp(9));
         let Change::Retagged { old, new } = change else { panic!("{change:?}") };
         assert_eq!((old.tag.activity(), old.start), (16, Timestamp(5)));
         assert_eq!((new.tag.activity(), new.start), (15, Timestamp(9)));
         assert_eq!(old.label & 0xC_0103, new.label & 0xC_0103);
         assert_eq!(table.flows(), vec![new]);
+    }
+
+    #[test]
+    fn who_was_told_knows_better_than_who_found() {
+        use FlowState::{End, Start};
+        let mut table = table();
+        let mut apply = |state, activity, who| match table.apply(
+            event(state, 7, activity),
+            who,
+            Timestamp(5),
+        ) {
+            Change::Opened(flow) => format!("opened {}", flow.tag.activity()),
+            Change::Closed(flow) => format!("closed {}", flow.tag.activity()),
+            Change::Retagged { new, .. } => format!("retagged {}", new.tag.activity()),
+            other => format!("{other:?}"),
+        };
+        // What was found may be corrected and ended by who was told.
+        assert_eq!(apply(Start, 1, FINDER), "opened 1");
+        assert_eq!(apply(Start, 2, FINDER), "retagged 2");
+        assert_eq!(apply(Start, 3, API), "retagged 3");
+        // Not the other way round, but among equals the last one counts.
+        assert_eq!(apply(Start, 1, FINDER), "Outranked");
+        assert_eq!(apply(End, 1, FINDER), "Outranked");
+        assert_eq!(apply(Start, 4, PIPE), "retagged 4");
+        assert_eq!(apply(End, 4, API), "closed 4");
+        assert_eq!(apply(End, 1, FINDER), "Unknown");
+        // Who is told of what was found takes it over.
+        assert_eq!(apply(Start, 1, FINDER), "opened 1");
+        assert_eq!(apply(Start, 1, API), "Repeated");
+        assert_eq!(apply(End, 1, FINDER), "Outranked");
+        assert_eq!(apply(End, 1, PIPE), "closed 1");
     }
 
     #[test]

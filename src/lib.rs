@@ -14,6 +14,8 @@
 
 pub mod firefly;
 pub mod flow;
+pub mod registry;
+pub mod scitag;
 
 pub mod plugins;
 

@@ -5,8 +5,11 @@
 //! by `check`, which touch nothing. Build: `build` acquires what the part needs
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
+use std::sync::Arc;
+
 use crate::config::{Key, Section};
 use crate::error::Result;
+use crate::registry::{Names, Registry, Unknown};
 
 /// The registration of a part. `T` is the trait object that it builds.
 pub struct Spec<T: ?Sized> {
@@ -31,6 +34,16 @@ pub struct Spec<T: ?Sized> {
 pub struct Context {
     /// The most flows that are open at a time (`maxFlows`).
     pub max_flows: u32,
+    /// What experiments and activities are called.
+    pub names: Arc<Names>,
+}
+
+impl Context {
+    /// For up to `max_flows` flows, with the registry in the binary.
+    pub fn new(max_flows: u32) -> Self {
+        let names = Names::fixed(Registry::snapshot(), Unknown::Accept);
+        Context { max_flows, names: Arc::new(names) }
+    }
 }
 
 /// For parts whose keys do not depend on each other.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::sys::pthread::pthread_kill;
+use nix::sys::pthread::{pthread_kill, Pthread};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::daemon::Life;
@@ -103,7 +103,8 @@ impl Drop for Signals {
             self.over.store(true, Ordering::Release);
             // It is joined below, so the id is still good. The thread may have
             // ended already; then there is nothing to wake.
-            let _ = pthread_kill(thread.as_pthread_t(), GO_HOME);
+            // The standard library calls musl's pthread_t a number, libc a pointer.
+            let _ = pthread_kill(thread.as_pthread_t() as Pthread, GO_HOME);
             let _ = thread.join();
         }
     }

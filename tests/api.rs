@@ -6,11 +6,14 @@ mod client;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use glowd::part::Context;
 use glowd::plugins::api::{flow_json, Settings};
 use glowd::plugins::named_pipe::line;
+use glowd::registry::{Names, Registry, Unknown};
 use serde_json::json;
 
 use client::{Api, PATIENCE};
@@ -42,7 +45,8 @@ fn a_flow_is_taken_listed_and_ended() {
     let label = flows[0]["label"].as_u64().unwrap();
     assert_eq!(label & 0x3_FEFC, 196_664, "of experiment 3, activity 14");
     let mut expected = json!({"protocol": "udp", "src": "[::1]:7", "dst": "[::2]:8",
-        "experiment": 3, "activity": 14, "source": "api", "application": "xrootd",
+        "experiment": 3, "experimentName": "cms", "activity": 14,
+        "activityName": "Analysis Input", "source": "api", "application": "xrootd",
         "startTime": "2024-11-26T10:00:00.000000+00:00"});
     expected["label"] = json!(label);
     expected["labelHex"] = json!(format!("{label:#07x}"));
@@ -62,17 +66,51 @@ fn the_manual_shows_the_three_shapes_of_a_flow_and_lines_that_are_good() {
         .split("\n{\n")
         .skip(1)
         .map(|rest| format!("{{{}}}", rest.split("\n}\n").next().unwrap()))
-        .map(|json| flow_json::parse(json.as_bytes()).unwrap())
+        .map(|json| flow_json::parse(json.as_bytes(), &Context::new(0).names).unwrap())
         .collect();
     assert_eq!(flows.len(), 3);
     assert!(flows.iter().all(|flow| *flow == flows[0]), "{flows:?}");
     let lines: Vec<_> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# echo ")?.strip_suffix(" > np"))
-        .map(|line| line::parse(line.as_bytes()).unwrap().unwrap())
+        .map(|line| line::parse(line.as_bytes(), &Registry::snapshot()).unwrap().unwrap())
         .collect();
     assert_eq!(lines[0], flows[0].events[0]);
-    assert_eq!((lines.len(), lines[1].id), (2, lines[0].id));
+    assert_eq!((lines.len(), lines[1].id), (3, lines[0].id));
+    assert_eq!(lines[2].tag, lines[0].tag);
+}
+
+#[test]
+fn names_are_taken_where_ids_are_and_shown_beside_them() {
+    let api = Api::new();
+    let flow = |experiment: serde_json::Value, activity: serde_json::Value| {
+        json!({"state": "start", "protocol": "tcp", "src": "[::1]:1", "dst": "[::1]:2",
+               "experiment": experiment, "activity": activity})
+        .to_string()
+    };
+    let answer = api.post(&flow(json!("ATLAS"), json!("production input")));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let listed = &api.get("/flows")["flows"][0];
+    assert_eq!((&listed["experiment"], &listed["activity"]), (&json!(2), &json!(15)));
+    assert_eq!(listed["experimentName"], "atlas");
+    assert_eq!(listed["activityName"], "Production Input");
+    let answer = api.post(&flow(json!("atlsa"), json!("x")));
+    assert_eq!(answer.status, 400);
+    let problems = answer.json()["problems"].clone();
+    let message = "\"atlsa\" is no experiment: did you mean \"atlas\"?";
+    assert_eq!(problems, json!([{"index": 0, "field": "experiment", "message": message}]));
+    // Ids that are not registered have no names.
+    assert_eq!(api.post(&flow(json!(400), json!(0))).status, 200);
+    let listed = api.get("/flows")["flows"][0].clone();
+    assert_eq!((&listed["experiment"], listed.get("experimentName")), (&json!(400), None));
+
+    let names = Arc::new(Names::fixed(Registry::snapshot(), Unknown::Refuse));
+    let api = Api::start(Ipv4Addr::LOCALHOST, Settings { names, ..Settings::default() }, 10);
+    let answer = api.post(&flow(json!(2), json!(63)));
+    assert_eq!(answer.status, 400);
+    let message = "experiment 2 activity 63 is not registered (unknownIds is refuse)";
+    assert_eq!(answer.json()["problems"][0]["message"], message);
+    assert_eq!(api.post(&flow(json!("atlas"), json!(9))).status, 200);
 }
 
 #[test]

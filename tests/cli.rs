@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::common::skip_unless_root;
+use crate::common::{binary, skip_unless_root, wait_for, PATIENCE};
 
 fn glowd() -> Command {
     let mut command = crate::common::glowd();
@@ -61,7 +61,18 @@ fn help_lists_the_commands_and_explains_each() {
     let help = printed(&["help"]);
     assert_eq!(printed(&["-h"]), help);
     assert_eq!(printed(&["--help"]), help);
-    for command in ["run", "conf", "marker clean", "version", "help", "man"] {
+    let commands = [
+        "run",
+        "conf",
+        "marker clean",
+        "tag encode",
+        "tag decode",
+        "version",
+        "help",
+        "man",
+        "completions",
+    ];
+    for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         let words: Vec<&str> = ["help"].into_iter().chain(command.split(' ')).collect();
         let one = printed(&words);
@@ -69,6 +80,49 @@ fn help_lists_the_commands_and_explains_each() {
     }
     assert_eq!(printed(&["run", "-h"]), printed(&["help", "run"]));
     assert_eq!(printed(&["marker", "clean", "--help"]), printed(&["help", "marker", "clean"]));
+}
+
+#[test]
+fn tags_are_encoded_and_decoded() {
+    let encoded = printed(&["tag", "encode", "ATLAS", "production output"]);
+    assert_eq!(
+        encoded,
+        "experiment  2 atlas\n\
+         activity    16 Production Output\n\
+         scitag      144\n\
+         flow label  0x10040 (65600), with entropy up to 0xd0143\n\
+         option      1e 03 00 02 10\n\
+         header      06 00 1e 03 00 02 10 00 (before TCP)\n\
+         tcpdump     'ip6[0:4] & 0x3fefc == 0x10040'\n"
+    );
+    for value in ["144", "06 00 1e 03 00 02 10 00"] {
+        let decoded = printed(&["tag", "decode", value]);
+        assert!(decoded.contains("experiment 2 (atlas), activity 16 (Production Output)\n"));
+        assert!(decoded.ends_with(&encoded), "{decoded}");
+    }
+    // A label where a scitag was meant, and a number that may be both.
+    let label = run(&["tag", "decode", "65600"]);
+    assert!(out(&label).starts_with("flow label: experiment 2 (atlas)"), "{}", out(&label));
+    assert!(err(&label).starts_with("warn: 65600 is a flow label; "), "{}", err(&label));
+    assert!(err(&label).trim_end().ends_with("it is 144"), "{}", err(&label));
+    let both = run(&["tag", "decode", "897"]);
+    assert!(out(&both).starts_with("scitag: experiment 14 (xenon), activity 1 (default)"));
+    assert_eq!(
+        err(&both),
+        "warn: 897, taken as a scitag; as a flow label it is experiment 256 (not registered), \
+         activity 32 (not registered)\n"
+    );
+    for (words, message) in [
+        (&["tag", "encode", "2"][..], "\"tag encode\" takes two words: "),
+        (&["tag", "encode", "alice", "64"], "activity 64 is out of range (0 to 63)"),
+        (&["tag", "encode", "alcie", "1"], "\"alcie\" is no experiment: did you mean \"alice\"?"),
+        (&["tag", "decode"], "\"tag decode\" takes a number, or bytes in hexadecimal"),
+        (&["tag", "decode", "0"], "\"0\" carries no tag, in whichever form"),
+        (&["tag"], "\"tag\" is not a command: did you mean \"tag encode\"?"),
+    ] {
+        let lines = refused(words, 64);
+        assert!(lines[0].starts_with(&format!("glowd: {message}")), "{lines:?}");
+    }
 }
 
 #[test]
@@ -104,6 +158,8 @@ fn wrong_words_are_usage_errors_with_the_nearest_right_one() {
             "glowd: \"--log-lvel\" is not a flag: did you mean \"--log-level\"?",
         ),
         (&["man", "glowd.cnf"], "glowd: \"glowd.cnf\" is not a page: did you mean \"glowd.conf\"?"),
+        (&["completions", "fihs"], "glowd: \"fihs\" is not a shell: did you mean \"fish\"?"),
+        (&["completions", "ksh", "x"], "glowd: \"x\" is too much: \"completions\" takes one shell"),
         (&["conf", "now"], "glowd: \"now\" is too much: \"conf\" takes no word"),
         (&["run", "--conf"], "glowd: --conf needs a value: --conf PATH"),
     ] {
@@ -155,7 +211,7 @@ fn defect_12_failures_have_their_exit_status() {
         format!("glowd: {path}:1:14: maxFlows: 0 is out of range (1 to 10000000)"),
         format!(
             "glowd: {path}:2:1: plugin: this version of glowd does not know this key: did you \
-             mean \"plugins\"? (known: pidPath, workDir, maxFlows, stunServers, log, logLevel, plugins, \
+             mean \"plugins\"? (known: pidPath, workDir, maxFlows, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
              backends)"
         ),
     ];
@@ -257,19 +313,71 @@ fn log_time_puts_the_time_in_front() {
 }
 
 #[test]
-fn the_journal_gets_priorities() {
-    let (daemon, lines) = start(&["--log-time"], |command, stderr| {
-        let stat = nix::sys::stat::fstat(stderr).unwrap();
-        command.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino));
-    });
-    assert!(lines[0].starts_with("<4>PATH:1:1: plugins: "), "{lines:?}");
-    assert!(lines.last().unwrap().starts_with("<6>ready"), "{lines:?}");
-    assert_eq!(daemon.stop(), Some(0));
-    // Somebody else's journal does not count.
+fn somebody_elses_journal_does_not_count() {
     let (daemon, lines) = start(&[], |command, _| {
         command.env("JOURNAL_STREAM", "1:2");
     });
     assert!(lines[0].starts_with("warn: "), "{lines:?}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// The journal gets the native protocol where its socket is, and priorities before
+/// the lines where only standard error reaches it. In a mount namespace, so that a
+/// journal of this host does not hear of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_journal_gets_fields_or_priorities() {
+    if skip_unless_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("np");
+    let text = serde_json::json!({"pidPath": "", "plugins": {"namedPipe": {"pipePath": pipe}}});
+    let conf = file(dir.path(), "conf.json", &text.to_string());
+    let socket = dir.path().join("socket");
+    let journal = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    journal.set_read_timeout(Some(PATIENCE)).unwrap();
+    let stderr = dir.path().join("stderr");
+    let run = |prepare: &str| {
+        let script = format!(
+            "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && {prepare} && \
+             JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && export JOURNAL_STREAM && \
+             exec \"$GLOWD\" --log-level debug --log-time --conf \"$CONF\" run"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &script]).env("SOCKET", &socket).env("CONF", &conf);
+        command.env("GLOWD", binary()).stdin(Stdio::null());
+        command.env_remove("NOTIFY_SOCKET").stderr(fs::File::create(&stderr).unwrap());
+        Daemon(command.spawn().unwrap())
+    };
+
+    let daemon = run("ln -s \"$SOCKET\" /run/systemd/journal/socket");
+    let mut buffer = [0; 4096];
+    let mut wait_for_line = |part: &str| loop {
+        let length = journal.recv(&mut buffer).unwrap();
+        let line = String::from_utf8_lossy(&buffer[..length]);
+        if line.contains(part) {
+            return line.into_owned();
+        }
+    };
+    let ready = wait_for_line("MESSAGE=ready");
+    let pid = format!("\nSYSLOG_PID={}\n", daemon.0.id());
+    assert!(ready.contains("\nPRIORITY=6\n") && ready.contains(&pid), "{ready}");
+    fs::write(&pipe, "start tcp 2001:db8::1 1 2001:db8::2 2 3 4\n").unwrap();
+    let event = wait_for_line("FLOW_STATE");
+    let (_, fields) = event.split_once("\nFLOW_").unwrap();
+    assert_eq!(
+        fields,
+        "PLUGIN=namedPipe\nFLOW_STATE=start\nFLOW_PROTOCOL=tcp\nFLOW_SRC=2001:db8::1\n\
+         FLOW_SRC_PORT=1\nFLOW_DST=2001:db8::2\nFLOW_DST_PORT=2\nFLOW_EXPERIMENT=3\n\
+         FLOW_ACTIVITY=4\nFLOW_EXPERIMENT_NAME=cms\nFLOW_ACTIVITY_NAME=Data Challenge\n"
+    );
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(fs::read_to_string(&stderr).unwrap(), "");
+
+    let daemon = run("true");
+    let ready = || fs::read_to_string(&stderr).unwrap().contains("\n<6>ready: ").then_some(());
+    wait_for("the line that says ready", ready);
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -292,7 +400,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
         );
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", &script]);
-        command.env("GLOWD", env!("CARGO_BIN_EXE_glowd")).env("CONF", &path);
+        command.env("GLOWD", binary()).env("CONF", &path);
         command.env("SOCKET", &socket).stdin(Stdio::null());
         command
     };

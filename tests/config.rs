@@ -122,6 +122,7 @@ fn the_shipped_file_is_accepted_and_says_what_is_documented() {
         ("/maxFlows", 100_000.into()),
         ("/stunServers", serde_json::json!([])),
         ("/log", "stderr".into()),
+        ("/logLevel", "info".into()),
         ("/plugins/namedPipe/pipePath", "/run/glowd/np".into()),
         ("/plugins/namedPipe/mode", "0660".into()),
         ("/plugins/api/bindAddress", "127.0.0.1".into()),

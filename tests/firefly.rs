@@ -90,7 +90,7 @@ impl Rig {
         let spec = glowd::backends::ALL.iter().find(|spec| spec.name == "firefly").unwrap();
         let section = Section::new("backends.firefly", section(values));
         assert_eq!((spec.check)(&section), Vec::<String>::new());
-        let backend = (spec.build)(&section, &Context { max_flows: 100 }).unwrap();
+        let backend = (spec.build)(&section, &Context::new(100)).unwrap();
         let (mut dispatcher, inlet) = Dispatcher::new(100, EntropyKey::of_this_boot());
         let queue = dispatcher.attach("firefly");
         let sink = thread::spawn(move || backend.run(queue).unwrap());

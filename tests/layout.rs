@@ -111,3 +111,25 @@ fn the_variable_that_the_help_names_is_the_one_that_is_read() {
     assert!(fuzz.contains("(SECONDS_EACH=10)"), "{fuzz}");
     assert!(script.contains("\"${SECONDS_EACH:-10}\""), "{script}");
 }
+
+/// What a release changes together: rpm/RELEASING.md.
+#[test]
+fn the_spec_file_knows_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let spec = fs::read_to_string(root().join("rpm/glowd.spec")).unwrap();
+    let line = spec.lines().find(|line| line.starts_with("Version:")).unwrap();
+    assert_eq!(line.split_whitespace().nth(1), Some(version), "{line}");
+    let entry = spec.lines().skip_while(|line| *line != "%changelog").nth(1).unwrap();
+    assert!(entry.contains(&format!(" - {version}-")), "{entry}");
+}
+
+#[test]
+fn the_registry_is_of_the_date_that_is_said() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let registry: serde_json::Value = serde_json::from_str(&read("data/registry.json")).unwrap();
+    // To the second.
+    let modified = &registry["modified"].as_str().unwrap()[..19];
+    assert!(read("data/README.md").contains(modified), "{modified}");
+    let named = |experiment: &serde_json::Value| experiment["expId"].as_u64().is_some();
+    assert!(registry["experiments"].as_array().unwrap().iter().all(named));
+}

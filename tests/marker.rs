@@ -11,6 +11,8 @@ use glowd::sys::abi::{FlowKey, FlowValue, Strategy, FLOW_NO_ROOM};
 use packet::*;
 use rig::{Rig, TC_ACT_UNSPEC};
 
+use crate::common::skip_unless_root;
+
 const EXPERIMENT: u16 = 2;
 const ACTIVITY: u8 = 16;
 /// Experiment 2, activity 16 with all entropy bits set (spec section 1.2).
@@ -99,6 +101,9 @@ fn all_strategies() -> impl Iterator<Item = Strategy> {
 /// Defect 4 of the peers: UDP was never marked.
 #[test]
 fn defect_04_tcp_and_udp_are_marked_each_by_its_own_flow() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let both = rig(strategy);
         assert_marked(&both, &Packet::tcp(100), "TCP");
@@ -115,6 +120,9 @@ fn defect_04_tcp_and_udp_are_marked_each_by_its_own_flow() {
 /// Defect 1 of the peers: half of the traffic class was overwritten.
 #[test]
 fn defect_01_every_traffic_class_survives() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         for class in 0..=255 {
@@ -126,6 +134,9 @@ fn defect_01_every_traffic_class_survives() {
 
 #[test]
 fn whatever_label_was_there_is_replaced_or_left() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         for label in [1, 0xFFFFF, LABEL, 0x12345] {
@@ -137,6 +148,9 @@ fn whatever_label_was_there_is_replaced_or_left() {
 /// Spec section 2.1: `06 00 1E 03 00 02 10 00` for experiment 2, activity 16.
 #[test]
 fn headers_are_the_octets_of_the_specification() {
+    if skip_unless_root() {
+        return;
+    }
     let out = rig(Strategy::HopByHop).egress(&Packet::tcp(0).frame()).packet;
     assert_eq!(out[14 + 6], 0);
     assert_eq!(out[54..62], [0x06, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
@@ -158,6 +172,9 @@ fn headers_are_the_octets_of_the_specification() {
 /// Defect 5 of the peers: source address and protocol were not in the key.
 #[test]
 fn defect_05_only_the_whole_five_tuple_matches() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         let others = [
@@ -177,6 +194,9 @@ fn defect_05_only_the_whole_five_tuple_matches() {
 
 #[test]
 fn what_is_not_ipv6_with_ports_leaves_as_it_came() {
+    if skip_unless_root() {
+        return;
+    }
     let long = [0x45; 80];
     for strategy in all_strategies() {
         let rig = rig(strategy);
@@ -201,6 +221,9 @@ fn what_is_not_ipv6_with_ports_leaves_as_it_came() {
 
 #[test]
 fn a_packet_cut_short_anywhere_leaves_as_it_came() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         let plain = Packet::tcp(0);
@@ -221,6 +244,9 @@ fn a_packet_cut_short_anywhere_leaves_as_it_came() {
 /// every tagged frame.
 #[test]
 fn defect_02_tags_in_the_data_are_no_obstacle() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         for packet in [Packet::tcp(20), Packet::udp(1400)] {
@@ -235,6 +261,9 @@ fn defect_02_tags_in_the_data_are_no_obstacle() {
 /// Defect 4 of the peers: no packet with an extension header was marked.
 #[test]
 fn defect_04_label_is_written_behind_any_extension_headers() {
+    if skip_unless_root() {
+        return;
+    }
     let rig = rig(Strategy::Label);
     let routing = [0; 24];
     let authentication = [0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -274,6 +303,9 @@ fn defect_04_label_is_written_behind_any_extension_headers() {
 
 #[test]
 fn later_fragments_pass_and_are_counted() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         let rig = rig(strategy);
         for offset in [8_u16, 0x10, 0xfff8] {
@@ -286,6 +318,9 @@ fn later_fragments_pass_and_are_counted() {
 
 #[test]
 fn a_second_hop_by_hop_header_is_never_inserted() {
+    if skip_unless_root() {
+        return;
+    }
     let packet = Packet::tcp(9).extension(HOP_BY_HOP, &PADDING_OPTIONS);
     for strategy in [Strategy::HopByHop, Strategy::HopByHopDestination] {
         let reason = Some("HOP_BY_HOP");
@@ -297,6 +332,9 @@ fn a_second_hop_by_hop_header_is_never_inserted() {
 
 #[test]
 fn hop_by_hop_goes_before_other_headers_and_destination_keeps_away() {
+    if skip_unless_root() {
+        return;
+    }
     let packets = [
         Packet::tcp(9).extension(DESTINATION, &PADDING_OPTIONS),
         Packet::udp(9).extension(FRAGMENT, &[0, 0, 0, 1, 0, 0, 0, 9]),
@@ -313,6 +351,9 @@ fn hop_by_hop_goes_before_other_headers_and_destination_keeps_away() {
 
 #[test]
 fn the_payload_length_never_overflows() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let rig = rig(strategy);
         let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
@@ -326,6 +367,9 @@ fn the_payload_length_never_overflows() {
 /// Where the header would not fit the packet stays as it is.
 #[test]
 fn headers_never_exceed_the_mtu() {
+    if skip_unless_root() {
+        return;
+    }
     for mtu in [1280, 1500] {
         for strategy in HEADER_STRATEGIES {
             let rig = Rig::with_mtu(strategy, mtu);
@@ -349,6 +393,9 @@ fn headers_never_exceed_the_mtu() {
 
 #[test]
 fn a_flow_whose_path_has_no_room_keeps_its_small_packets_marked() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let rig = Rig::with_mtu(strategy, 1500);
         rig.open(key(TCP), FlowValue { flags: FLOW_NO_ROOM, ..FLOW });
@@ -363,6 +410,9 @@ fn a_flow_whose_path_has_no_room_keeps_its_small_packets_marked() {
 /// A GSO type that the kernel will not grow: a test run's packets have none.
 #[test]
 fn what_the_kernel_refuses_to_grow_leaves_as_it_came() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let rig = rig(strategy);
         let frame = Packet::tcp(3000).frame();
@@ -374,6 +424,9 @@ fn what_the_kernel_refuses_to_grow_leaves_as_it_came() {
 
 #[test]
 fn match_all_marks_what_no_flow_claims() {
+    if skip_unless_root() {
+        return;
+    }
     let other = FlowValue { label: 0x28028, experiment: 5, activity: 10, flags: 0 };
     let rig = Rig::new(Strategy::Label, true);
     let strange = Packet::tcp(9).with(|p| p.src[15] = 9);
@@ -411,6 +464,9 @@ fn clamped(rig: &Rig, options: &[u8], at: usize, to: u16) {
 /// Defect 3 of the peers: full-size segments stayed unmarked.
 #[test]
 fn defect_03_the_mss_of_a_syn_leaves_room_for_the_headers() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
         let rig = Rig::with_mtu(strategy, 1500);
@@ -430,6 +486,9 @@ fn defect_03_the_mss_of_a_syn_leaves_room_for_the_headers() {
 
 #[test]
 fn arriving_packets_without_need_for_room_stay_as_they_are() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let rig = Rig::with_mtu(strategy, 1500);
         for (what, packet) in [
@@ -475,6 +534,9 @@ fn too_big(mtu: u32, inner: &Packet) -> Packet {
 
 #[test]
 fn a_path_mtu_is_told_without_the_headers() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let added = if strategy == Strategy::HopByHopDestination { 16 } else { 8 };
         let rig = rig(strategy);

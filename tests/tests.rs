@@ -7,6 +7,7 @@ mod cli;
 // Without the marker nobody needs namespaces and captures.
 #[cfg_attr(not(feature = "ebpf"), allow(dead_code, unused_imports))]
 mod common;
+mod completions;
 mod config;
 mod firefly;
 mod layout;

@@ -2,10 +2,15 @@
 //! that can be shown on one short line.
 #![no_main]
 
+use std::sync::LazyLock;
+
 use glowd::plugins::named_pipe::line;
+use glowd::registry::Registry;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &[u8]| match line::parse(text) {
+static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::snapshot);
+
+fuzz_target!(|text: &[u8]| match line::parse(text, &REGISTRY) {
     Ok(Some(event)) => {
         // What was understood means the same when it is said in canonical form.
         let (src, dst) = (event.id.src(), event.id.dst());
@@ -20,7 +25,7 @@ fuzz_target!(|text: &[u8]| match line::parse(text) {
             event.tag.experiment(),
             event.tag.activity(),
         );
-        assert_eq!(line::parse(canonical.as_bytes()), Ok(Some(event)), "{canonical}");
+        assert_eq!(line::parse(canonical.as_bytes(), &REGISTRY), Ok(Some(event)), "{canonical}");
     }
     Ok(None) => {}
     Err(fault) => {

@@ -48,7 +48,7 @@ mod tests {
         let spec = &ledger::SPEC;
         let values = spec.keys.iter().map(|key| (key.name, key.default_value().unwrap()));
         let section = Section::new("backends.ledger", values.collect());
-        let backend = (spec.build)(&section, &Context { max_flows: 1 }).unwrap();
+        let backend = (spec.build)(&section, &Context::new(1)).unwrap();
         let (mut dispatcher, inlet) = Dispatcher::new(1, EntropyKey::of_this_boot());
         let queue = dispatcher.attach("test");
         inlet.report();

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use log::LevelFilter;
 
 use super::flags::Args;
-use super::{help, man, parse};
+use super::{completions, help, man, parse};
 use crate::config::nearest::nearest;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -28,11 +28,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 pub(super) fn conf(args: &Args) -> Result<()> {
     let config = Config::load(&args.conf)?;
-    crate::log::init(
-        args.log_level.unwrap_or(LevelFilter::Info),
-        args.log_time,
-        Destination::Stderr,
-    )?;
+    log_to_stderr(args)?;
     config.log_notes();
     if args.check {
         print(&format!("{}: ok\n", args.conf.display()))
@@ -42,12 +38,14 @@ pub(super) fn conf(args: &Args) -> Result<()> {
 }
 
 pub(super) fn marker_clean(args: &Args) -> Result<()> {
-    crate::log::init(
-        args.log_level.unwrap_or(LevelFilter::Info),
-        args.log_time,
-        Destination::Stderr,
-    )?;
+    log_to_stderr(args)?;
     backends::clean_marker(&args.interfaces)
+}
+
+/// For the commands that talk to whoever has typed them.
+pub(super) fn log_to_stderr(args: &Args) -> Result<()> {
+    let level = args.log_level.unwrap_or(LevelFilter::Info);
+    crate::log::init(level, args.log_time, Destination::Stderr)
 }
 
 pub(super) fn version(_: &Args) -> Result<()> {
@@ -72,24 +70,41 @@ pub(super) fn help(args: &Args) -> Result<()> {
 }
 
 pub(super) fn man(args: &Args) -> Result<()> {
-    let pages = || man::PAGES.iter().map(|page| page.name);
-    let name = match args.operands.as_slice() {
-        [] => "glowd",
-        [name] => name,
-        [_, more, ..] => {
-            return Err(Error::usage(format!("{more:?} is too much: \"man\" takes one page")));
-        }
-    };
+    let pages: Vec<_> = man::PAGES.iter().map(|page| page.name).collect();
+    let name = at_most_one(args, "page")?.unwrap_or("glowd");
     match man::PAGES.iter().find(|page| page.name == name || page.file == name) {
         Some(page) => print(&page.text()),
-        None => {
-            let hint = match nearest(name, pages()) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("there are {}", pages().collect::<Vec<_>>().join(" and ")),
-            };
-            Err(Error::usage(format!("{name:?} is not a page: {hint}")))
+        None => Err(is_none_of("page", name, &pages)),
+    }
+}
+
+pub(super) fn completions(args: &Args) -> Result<()> {
+    let shells: Vec<_> = completions::SHELLS.iter().map(|shell| shell.name).collect();
+    let name = at_most_one(args, "shell")?.unwrap_or("bash");
+    match completions::SHELLS.iter().find(|shell| shell.name == name) {
+        Some(shell) => print(&shell.text()),
+        None => Err(is_none_of("shell", name, &shells)),
+    }
+}
+
+/// The word behind the command, if there is one.
+fn at_most_one<'a>(args: &'a Args, what: &str) -> Result<Option<&'a str>> {
+    match args.operands.as_slice() {
+        [] => Ok(None),
+        [word] => Ok(Some(word)),
+        [_, more, ..] => {
+            let command = args.command.map_or("", |command| command.name);
+            Err(Error::usage(format!("{more:?} is too much: \"{command}\" takes one {what}")))
         }
     }
+}
+
+fn is_none_of(what: &str, word: &str, names: &[&str]) -> Error {
+    let hint = match nearest(word, names.iter().copied()) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("there are {}", names.join(" and ")),
+    };
+    Error::usage(format!("{word:?} is not a {what}: {hint}"))
 }
 
 /// Writes to standard output. That its reader has seen enough is no failure.

@@ -1,12 +1,12 @@
-//! The one table of commands and the one of flags: parser, help and man page all
-//! read them.
+//! The one table of commands and the one of flags: parser, help, man page and
+//! completions all read them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::commands;
+use super::{commands, tag};
 use crate::config;
 use crate::error::Result;
 
@@ -79,7 +79,7 @@ impl Default for Args {
 }
 
 /// The levels of `--log-level`.
-const LEVELS: &[(&str, LevelFilter)] = &[
+pub(super) const LEVELS: &[(&str, LevelFilter)] = &[
     ("debug", LevelFilter::Debug),
     ("info", LevelFilter::Info),
     ("warn", LevelFilter::Warn),
@@ -113,6 +113,23 @@ pub static COMMANDS: &[Command] = &[
         run: commands::marker_clean,
     },
     Command {
+        name: "tag encode",
+        operand: Some("EXPERIMENT ACTIVITY"),
+        doc: "Print a tag in all the forms in which it travels. These are the scitag integer of \
+              XRootD and HTTP, the IPv6 flow label, the option of the extension headers, and a \
+              filter for tcpdump. Both words are ids or registered names, in any case.",
+        run: tag::encode,
+    },
+    Command {
+        name: "tag decode",
+        operand: Some("VALUE"),
+        doc: "Print which experiment and activity a value means. It is a scitag integer or a flow \
+              label, in decimal or behind 0x in hexadecimal; or bytes in hexadecimal: an option, \
+              an extension header or an IPv6 packet from its first byte on. A value that may mean \
+              something else too is warned of.",
+        run: tag::decode,
+    },
+    Command {
         name: "version",
         operand: None,
         doc:
@@ -132,6 +149,13 @@ pub static COMMANDS: &[Command] = &[
         doc: "Print the manual page glowd or glowd.conf. Its form is that of mandoc and groff: \
               try glowd man glowd.conf | man -l -.",
         run: commands::man,
+    },
+    Command {
+        name: "completions",
+        operand: Some("SHELL"),
+        doc: "Print the completions for bash, zsh or fish. Packages install them; without one, \
+              try source <(glowd completions bash). They are bash's unless SHELL says otherwise.",
+        run: commands::completions,
     },
 ];
 

@@ -2,10 +2,12 @@
 //! on the main thread.
 
 mod commands;
+mod completions;
 mod flags;
 mod help;
 pub mod man;
 mod parse;
+mod tag;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -24,6 +24,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::error::{Error, Result};
 use crate::log::Destination;
+use crate::registry::{Names, Unknown};
 use crate::{backends, plugins};
 
 pub use change::Change;
@@ -152,6 +153,19 @@ impl Config {
     /// `maxFlows`.
     pub fn max_flows(&self) -> u32 {
         self.top.int("maxFlows")
+    }
+
+    /// What `registryPath`, `workDir` and `unknownIds` say.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub fn names(&self) -> Result<Names> {
+        let unknown = match self.top.text("unknownIds") {
+            "accept" => Unknown::Accept,
+            "refuse" => Unknown::Refuse,
+            _ => Unknown::Warn,
+        };
+        Names::open(self.top.text("registryPath"), self.top.text("workDir"), unknown)
     }
 
     /// `log`.

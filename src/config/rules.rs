@@ -23,8 +23,8 @@ pub static TOP: &[Key] = &[
         kind: Kind::Path,
         default: "\"/var/cache/glowd\"",
         live: false,
-        doc: "The folder for state that is to survive a restart. It is reserved: this version \
-              writes nothing there.",
+        doc: "The folder for state that is to survive a restart. This version writes nothing there, \
+              and reads registry.json from it, see registryPath.",
     },
     Key {
         name: "maxFlows",
@@ -35,6 +35,31 @@ pub static TOP: &[Key] = &[
         doc: "How many flows may be open at a time. A start beyond that is refused and its sender \
               is told so, where the way it came allows it. No open flow ever makes room for a new \
               one. With the marker, more than glowd was started with needs a restart.",
+    },
+    Key {
+        name: "registryPath",
+        aliases: &[],
+        kind: Kind::Path,
+        default: "\"/usr/share/glowd/registry.json\"",
+        live: false,
+        doc: "The registry of experiments and activities, as published at \
+              https://www.scitags.org/api.json; with \"\" the one in the binary. Names are taken from \
+              it wherever ids are taken. It is read again when it changes. A file registry.json in \
+              workDir comes before it. Where the default is not there, the one in the binary \
+              serves; any other file has to be there.",
+    },
+    Key {
+        name: "unknownIds",
+        aliases: &[],
+        kind: Kind::Choice(&[
+            Choice { name: "warn", aliases: &[] },
+            Choice { name: "accept", aliases: &[] },
+            Choice { name: "refuse", aliases: &[] },
+        ]),
+        default: "\"warn\"",
+        live: false,
+        doc: "What becomes of a start whose experiment or activity is not registered: it is taken \
+              with a warning, taken, or refused.",
     },
     Key {
         name: "stunServers",

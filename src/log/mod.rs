@@ -1,6 +1,8 @@
-//! Where log lines go: the `log` facade's two loggers, and the last words of a
+//! Where log lines go: the `log` facade's loggers, and the last words of a
 //! program that failed. All threads log; a line is one write.
 
+mod flow;
+mod journald;
 pub mod limit;
 mod stderr;
 mod syslog;
@@ -8,9 +10,11 @@ mod syslog;
 use std::fmt;
 use std::sync::OnceLock;
 
-use log::{LevelFilter, Log};
+use log::{Level, LevelFilter, Log};
 
 use crate::error::{Error, Result};
+
+pub use self::flow::About;
 
 use self::stderr::Stderr;
 use self::syslog::Syslog;
@@ -18,7 +22,7 @@ use self::syslog::Syslog;
 /// Where log lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// Standard error, in the journal's form if that is what reads it.
+    /// Standard error; the journal's native protocol if the journal is what reads it.
     Stderr,
     /// The local syslog daemon.
     Syslog,
@@ -58,9 +62,19 @@ pub fn report(error: &Error) {
         stderr::report(line);
         if let Some(syslog) = SYSLOG.get() {
             let args = format_args!("{line}");
-            let record = log::Record::builder().level(log::Level::Error).args(args).build();
+            let record = log::Record::builder().level(Level::Error).args(args).build();
             syslog.log(&record);
         }
+    }
+}
+
+/// syslog(3)'s number.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
     }
 }
 

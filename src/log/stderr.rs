@@ -1,13 +1,16 @@
 //! Log lines on standard error: `level: message`, with the time in front if asked
-//! for (RFC 3339). If standard error is systemd's journal, the priority prefix of
-//! sd-daemon(3) stands instead, and no time, since the journal has its own.
+//! for (RFC 3339). If standard error is systemd's journal, lines go to it by its
+//! native protocol; where only its pipe can be reached, with the priority prefix of
+//! sd-daemon(3), and without the time, since the journal has its own.
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 
 use log::{Level, Log, Metadata, Record};
 
-use super::Escaped;
+use super::journald::{self, Journald};
+use super::{priority, Escaped};
 use crate::flow::Timestamp;
 
 /// The logger.
@@ -15,12 +18,14 @@ use crate::flow::Timestamp;
 pub(super) struct Stderr {
     time: bool,
     journal: bool,
+    native: Option<Journald>,
 }
 
 impl Stderr {
     /// One that says the time of each line if `time` says so.
     pub(super) fn new(time: bool) -> Self {
-        Stderr { time, journal: is_journal() }
+        let journal = is_journal();
+        Stderr { time, journal, native: journal.then(native).flatten() }
     }
 
     fn line(&self, level: Level, message: &fmt::Arguments<'_>) -> String {
@@ -41,7 +46,10 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if !self.native.as_ref().is_some_and(|journald| journald.log(record)) {
             write(&self.line(record.level(), record.args()));
         }
     }
@@ -51,8 +59,14 @@ impl Log for Stderr {
 
 /// Says that the program failed.
 pub(super) fn report(line: &str) {
+    let journal = is_journal();
+    let args = format_args!("{line}");
+    let record = Record::builder().level(Level::Error).args(args).build();
+    if journal && native().is_some_and(|journald| journald.log(&record)) {
+        return;
+    }
     let line = Escaped(line);
-    if is_journal() {
+    if journal {
         write(&format!("<{}>{line}\n", priority(Level::Error)));
     } else {
         write(&format!("glowd: {line}\n"));
@@ -74,14 +88,8 @@ fn word(level: Level) -> &'static str {
     }
 }
 
-/// syslog(3)'s number.
-fn priority(level: Level) -> u8 {
-    match level {
-        Level::Error => 3,
-        Level::Warn => 4,
-        Level::Info => 6,
-        Level::Debug | Level::Trace => 7,
-    }
+fn native() -> Option<Journald> {
+    Journald::open(Path::new(journald::SOCKET))
 }
 
 /// Whether standard error is the journal: systemd.exec(5) says in JOURNAL_STREAM
@@ -98,11 +106,11 @@ mod tests {
 
     #[test]
     fn a_line_has_what_its_reader_lacks() {
-        let plain = Stderr { time: false, journal: false };
+        let plain = Stderr { time: false, journal: false, native: None };
         assert_eq!(plain.line(Level::Info, &format_args!("a\nb")), "info: a\\nb\n");
-        let journal = Stderr { time: true, journal: true };
+        let journal = Stderr { time: true, journal: true, native: None };
         assert_eq!(journal.line(Level::Warn, &format_args!("a")), "<4>a\n");
-        let timed = Stderr { time: true, journal: false };
+        let timed = Stderr { time: true, journal: false, native: None };
         let line = timed.line(Level::Error, &format_args!("a"));
         let (time, rest) = line.split_once(' ').unwrap();
         assert!(Timestamp::parse(time).is_some(), "{line}");

@@ -52,7 +52,7 @@ mod tests {
         let spec = &standing::SPEC;
         let values = spec.keys.iter().map(|key| (key.name, key.default_value().unwrap()));
         let section = Section::new("plugins.standing", values.collect());
-        let context = Context { max_flows: 1 };
+        let context = Context::new(1);
         let plugin = (spec.build)(&section, &context).unwrap();
         let (mut dispatcher, inlet) = Dispatcher::new(1, EntropyKey::of_this_boot());
         let queue = dispatcher.attach("test");

@@ -1,5 +1,6 @@
 //! The real binary as a child process, with a folder of its own for its files.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -26,12 +27,12 @@ use super::{wait_for, PATIENCE};
 /// exec(3), so that process id, descriptors and signals are those of glowd
 /// (tools/syscalls).
 fn wrapper() -> Option<OsString> {
-    std::env::var_os("GLOWD_WRAPPER")
+    env::var_os("GLOWD_WRAPPER")
 }
 
 /// The words of a command that becomes glowd.
 pub(crate) fn glowd_words() -> impl Iterator<Item = OsString> {
-    wrapper().into_iter().chain([env!("CARGO_BIN_EXE_glowd").into()])
+    wrapper().into_iter().chain([binary().into()])
 }
 
 /// The command that becomes glowd.
@@ -47,6 +48,12 @@ pub(crate) fn glowd() -> Command {
 struct Log {
     lines: Mutex<Vec<String>>,
     more: Condvar,
+}
+
+/// The glowd that is tested: cargo's, or the one that GLOWD_BINARY names, such as the
+/// static one.
+pub(crate) fn binary() -> PathBuf {
+    env::var_os("GLOWD_BINARY").map_or(env!("CARGO_BIN_EXE_glowd").into(), PathBuf::from)
 }
 
 /// A glowd process. Killed when dropped; a test that fails shows its log.
@@ -73,14 +80,14 @@ impl Nobody {
     /// The command that becomes glowd; the user gets the folder and its own copy of
     /// the binary, which may be in somebody's home.
     fn command(self, dir: &TempDir) -> Command {
-        let binary = dir.path().join("glowd");
-        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("a copy of glowd");
+        let copy = dir.path().join("glowd");
+        std::fs::copy(binary(), &copy).expect("a copy of glowd");
         chown(dir.path(), Some(Self::ID), Some(Self::ID)).expect("to give it away");
         let id = Self::ID.to_string();
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         command.args(["--inh-caps", self.0, "--ambient-caps", self.0]);
-        command.args(["--bounding-set", self.0]).args(wrapper()).arg(binary);
+        command.args(["--bounding-set", self.0]).args(wrapper()).arg(copy);
         command
     }
 }
@@ -166,13 +173,13 @@ impl Daemon {
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
         // Where the user can reach it, wherever the tree is.
-        let binary = dir.path().join("glowd");
-        std::fs::copy(env!("CARGO_BIN_EXE_glowd"), &binary).expect("to copy glowd");
+        let copy = dir.path().join("glowd");
+        std::fs::copy(binary(), &copy).expect("to copy glowd");
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
         command.arg("prlimit").arg(format!("--nproc={threads}"));
-        command.args(wrapper()).arg(binary).args(["--log-level", "debug"]);
+        command.args(wrapper()).arg(copy).args(["--log-level", "debug"]);
         Self::launch(command, Arc::new(dir), 7777, None)
     }
 

@@ -72,7 +72,7 @@ fn interfaces(names: &[&str]) -> (&'static str, Value) {
 }
 
 fn marker(changes: &[(&'static str, Value)]) -> Result<Marker> {
-    Marker::new(&section(changes), &Context { max_flows: 1000 })
+    Marker::new(&section(changes), &Context::new(1000))
 }
 
 fn clsact() -> Result<Marker> {
@@ -575,7 +575,7 @@ fn defect_05_two_source_addresses_have_two_entries() {
 fn defect_06_as_many_flows_as_are_allowed_are_all_there() {
     in_namespace(|| {
         const MAX: u16 = 60_000;
-        let mut marker = Marker::new(&section(&[]), &Context { max_flows: MAX.into() }).unwrap();
+        let mut marker = Marker::new(&section(&[]), &Context::new(MAX.into())).unwrap();
         let flows: Vec<Flow> =
             (1..=MAX).map(|port| flow(&format!("[2001:db8::1]:{port}"), 1)).collect();
         let batch: Vec<Event> = flows.iter().map(start).collect();

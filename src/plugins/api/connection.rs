@@ -61,7 +61,8 @@ impl<'a> Shared<'a> {
         let answer = if self.loopback && request.head.foreign_host {
             routes::foreign_host(&mut self.out)
         } else {
-            routes::answer(request, self.inlet, crowded, &mut self.out)
+            let names = &self.settings.names;
+            routes::answer(request, self.inlet, names, crowded, &mut self.out)
         };
         let reply = Reply {
             status: answer.status,

@@ -236,6 +236,14 @@ pub(super) fn id(raw: &Raw<'_>, name: &str, max: u64) -> Result<u64, String> {
     }
 }
 
+/// A word that may be a registered name, short enough to be shown.
+pub(super) fn name(word: &str) -> Result<&str, String> {
+    if word.len() <= 128 && !word.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(word);
+    }
+    Err(format!("{:?} is not a registered name; ids have no quotes", clipped(word)))
+}
+
 /// An address and port: `"[2001:db8::1]:1094"`, `"192.0.2.1:1094"`, or
 /// `{"IP": "2001:db8::1", "Port": 1094}`.
 pub(super) fn end(raw: &Raw<'_>) -> Result<SocketAddr, String> {

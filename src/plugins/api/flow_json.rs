@@ -10,12 +10,14 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess};
 use serde::Serialize;
 
 use super::flow_fields::{self as fields, Field, Name, Raw, RawValue};
 use crate::flow::{FlowEvent, FlowId, FlowState, Protocol, Tag};
+use crate::registry::{Names, Registry};
 
 /// The most flow events in one body.
 pub const MAX_FLOWS: usize = 10_000;
@@ -56,8 +58,8 @@ pub struct Problem {
 ///
 /// # Errors
 /// All that is wrong with it; then nothing of it is good.
-pub fn parse(body: &[u8]) -> Result<Flows, Rejection> {
-    let mut judge = Judge::default();
+pub fn parse(body: &[u8], names: &Names) -> Result<Flows, Rejection> {
+    let mut judge = Judge::new(names);
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = BodySeed(&mut judge).deserialize(&mut json).and_then(|()| json.end());
     if let Err(error) = parsed {
@@ -114,8 +116,9 @@ fn write_event(event: &FlowEvent, out: &mut Vec<u8>) {
 
 /// Gathers the events and the problems while the body is read, so that neither
 /// needs the body as a tree.
-#[derive(Default)]
-struct Judge {
+struct Judge<'n> {
+    names: &'n Names,
+    registry: Arc<Registry>,
     events: Vec<FlowEvent>,
     array: bool,
     bad: usize,
@@ -123,7 +126,19 @@ struct Judge {
     all_problems: usize,
 }
 
-impl Judge {
+impl<'n> Judge<'n> {
+    fn new(names: &'n Names) -> Self {
+        Judge {
+            names,
+            registry: names.get(),
+            events: Vec::new(),
+            array: false,
+            bad: 0,
+            problems: Vec::new(),
+            all_problems: 0,
+        }
+    }
+
     fn problem(&mut self, field: &str, message: String) {
         self.all_problems += 1;
         if self.problems.len() < MAX_PROBLEMS {
@@ -168,15 +183,31 @@ impl Judge {
         let protocol = self.required(draft, Field::Protocol, fields::protocol);
         let src = self.required(draft, Field::Src, fields::end);
         let dst = self.required(draft, Field::Dst, fields::end);
-        // Each for itself, beside a partner that is always good.
-        let experiment = self.required(draft, Field::Experiment, |raw| {
-            let id = fields::id(raw, "experiment", Tag::MAX_EXPERIMENT)?;
-            Tag::new(id, 0).map(|_| id)
+        let registry = self.registry.clone();
+        let experiment = self.required(draft, Field::Experiment, |raw| match raw {
+            Raw::Text(word) => registry.experiment(fields::name(word)?),
+            _ => {
+                let id = fields::id(raw, "experiment", Tag::MAX_EXPERIMENT)?;
+                Tag::new(id, 0).map(|_| id)
+            }
         });
-        let activity = self.required(draft, Field::Activity, |raw| {
-            let id = fields::id(raw, "activity", Tag::MAX_ACTIVITY)?;
-            Tag::new(1, id).map(|_| id)
+        // For itself, beside a partner that is always good, if that one is bad; the name
+        // of an activity says nothing then.
+        let partner = experiment.unwrap_or(1);
+        let tag = self.required(draft, Field::Activity, |raw| match raw {
+            Raw::Text(_) if experiment.is_none() => Ok(None),
+            Raw::Text(word) => registry.activity(partner, fields::name(word)?).map(Some),
+            _ => {
+                let id = fields::id(raw, "activity", Tag::MAX_ACTIVITY)?;
+                Tag::new(partner, id).map(Some)
+            }
         });
+        let tag = tag.flatten().filter(|_| experiment.is_some());
+        if let (Some(FlowState::Start), Some(tag)) = (state, tag) {
+            if let Err(message) = self.names.judge(&registry, tag, "api") {
+                self.problem(Field::Activity.name(), message);
+            }
+        }
         let application = self.optional(draft, Field::Application, fields::application);
         let start = self.optional(draft, Field::StartTime, fields::time);
         let end = self.optional(draft, Field::EndTime, fields::time);
@@ -187,7 +218,6 @@ impl Judge {
             let id = FlowId::new(protocol.unwrap_or(Protocol::Tcp), src, dst);
             id.map_err(|message| self.problem(Field::Dst.name(), message)).ok()
         });
-        let tag = experiment.zip(activity).and_then(|(e, a)| Tag::new(e, a).ok());
         let good = self.all_problems == draft.problems_before;
         match (state, id, tag, application) {
             (Some(state), Some(id), Some(tag), Some(application)) if good => {
@@ -218,16 +248,16 @@ impl<'a> Draft<'a> {
 }
 
 /// A body: a flow or an array of flows.
-struct BodySeed<'j>(&'j mut Judge);
+struct BodySeed<'j, 'n>(&'j mut Judge<'n>);
 
-impl<'de> DeserializeSeed<'de> for BodySeed<'_> {
+impl<'de> DeserializeSeed<'de> for BodySeed<'_, '_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
         json.deserialize_any(self)
     }
 }
 
-impl<'de> serde::de::Visitor<'de> for BodySeed<'_> {
+impl<'de> serde::de::Visitor<'de> for BodySeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,16 +283,16 @@ impl<'de> serde::de::Visitor<'de> for BodySeed<'_> {
 }
 
 /// A flow, which ends up in the judge's hands.
-struct FlowSeed<'j>(&'j mut Judge);
+struct FlowSeed<'j, 'n>(&'j mut Judge<'n>);
 
-impl<'de> DeserializeSeed<'de> for FlowSeed<'_> {
+impl<'de> DeserializeSeed<'de> for FlowSeed<'_, '_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
         json.deserialize_map(self)
     }
 }
 
-impl<'de> serde::de::Visitor<'de> for FlowSeed<'_> {
+impl<'de> serde::de::Visitor<'de> for FlowSeed<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -59,9 +59,10 @@ pub(super) static SPEC: Spec = Spec {
     build,
 };
 
-fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
+fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let address = SocketAddr::new(section.address("bindAddress"), section.int("bindPort"));
-    let server = Server::bind(address, Settings::default())?;
+    let server =
+        Server::bind(address, Settings { names: context.names.clone(), ..Settings::default() })?;
     let address = server.address();
     if !server.is_loopback() {
         warn!(
@@ -89,7 +90,7 @@ mod tests {
             ("bindAddress", Value::Text(address.into())),
             ("bindPort", Value::Int(port.into())),
         ];
-        (SPEC.build)(&Section::new("plugins.api", values), &Context { max_flows: 10 })
+        (SPEC.build)(&Section::new("plugins.api", values), &Context::new(10))
     }
 
     /// Defect 12 of the peers: with the port taken the daemon ran without an API.

@@ -11,6 +11,7 @@ use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag};
 use crate::net::http::{Method, Request};
+use crate::registry::{Names, Registry};
 
 /// The description of the API in OpenAPI 3.1.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -19,6 +20,7 @@ const OPENAPI: &str = include_str!("openapi.json");
 pub(super) struct Call<'a> {
     body: &'a [u8],
     inlet: &'a Inlet,
+    names: &'a Names,
     /// Whether nothing may change: the method is HEAD.
     safe: bool,
     /// Whether there is no memory left for a long answer.
@@ -64,6 +66,7 @@ pub(super) struct Answer {
 pub(super) fn answer(
     request: &Request<'_>,
     inlet: &Inlet,
+    names: &Names,
     crowded: bool,
     out: &mut Vec<u8>,
 ) -> Answer {
@@ -92,7 +95,7 @@ pub(super) fn answer(
         return Answer { status: error(out, 405, &text), allow };
     }
     let safe = head.method == Method::Head;
-    status((route.handler)(&Call { body: &request.body, inlet, safe, crowded }, out))
+    status((route.handler)(&Call { body: &request.body, inlet, names, safe, crowded }, out))
 }
 
 /// Answers a request that may come from a web page under a name of its own, see
@@ -159,7 +162,7 @@ fn dummy(call: &Call<'_>, state: FlowState, out: &mut Vec<u8>) -> u16 {
 }
 
 fn post_flow(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
-    match flow_json::parse(call.body) {
+    match flow_json::parse(call.body, call.names) {
         Ok(flows) => accept(call, flows.events, flows.array, out),
         Err(rejection) => {
             call.inlet.malformed(1);
@@ -202,16 +205,17 @@ fn list_flows(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
     flows.sort_unstable_by_key(|flow| {
         (flow.start, flow.id.src(), flow.id.dst(), flow.id.protocol().number())
     });
+    let registry = call.names.get();
     out.extend_from_slice(b"{\"flows\":[");
     for (index, flow) in flows.iter().enumerate() {
         out.extend_from_slice(if index > 0 { b"," } else { b"" });
-        write_flow(flow, out);
+        write_flow(flow, &registry, out);
     }
     out.extend_from_slice(b"]}");
     200
 }
 
-fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
+fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
     // As in write_json. Plugin names need no escape.
     let _ = write!(
         out,
@@ -226,9 +230,15 @@ fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
         flow.start,
         flow.source
     );
-    if let Some(application) = &flow.application {
-        out.extend_from_slice(br#","application":"#);
-        write_json(out, &**application);
+    let (experiment, activity) = registry.names(flow.tag);
+    let application = flow.application.as_deref();
+    for (key, text) in
+        [("experimentName", experiment), ("activityName", activity), ("application", application)]
+    {
+        if let Some(text) = text {
+            let _ = write!(out, ",\"{key}\":");
+            write_json(out, text);
+        }
     }
     out.push(b'}');
 }
@@ -252,6 +262,7 @@ fn openapi(_: &Call<'_>, out: &mut Vec<u8>) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::part::Context;
     use std::collections::BTreeSet;
 
     #[test]
@@ -292,7 +303,11 @@ mod tests {
         let written = br#"{"state":0,"protocol":0,"src":"[::1]:1","dst":"[::1]:1","experiment":1,
             "activity":1,"application":"x","startTime":"2024-01-01T00:00:00Z"}"#;
         let mut out = Vec::new();
-        flow_json::write(&flow_json::parse(written).unwrap().events, false, &mut out);
+        flow_json::write(
+            &flow_json::parse(written, &Context::new(0).names).unwrap().events,
+            false,
+            &mut out,
+        );
         let keys: serde_json::Value = serde_json::from_slice(&out).unwrap();
         for key in keys.as_object().unwrap().keys() {
             assert!(known.contains(key), "{key}");

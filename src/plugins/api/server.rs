@@ -11,6 +11,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -19,6 +20,8 @@ use super::connection::{Connection, Fate, Shared};
 use crate::dispatcher::Inlet;
 use crate::error::{Error, Result};
 use crate::net::poller::{Interest, Poller};
+use crate::part::Context;
+use crate::registry::Names;
 use crate::shutdown::Stop;
 use crate::warn_limited;
 
@@ -40,6 +43,8 @@ pub struct Settings {
     pub write: Duration,
     /// For a client to close its end after the last answer.
     pub linger: Duration,
+    /// What experiments and activities are called.
+    pub names: Arc<Names>,
 }
 
 impl Default for Settings {
@@ -52,6 +57,7 @@ impl Default for Settings {
             idle: Duration::from_secs(60),
             write: Duration::from_secs(10),
             linger: Duration::from_secs(2),
+            names: Context::new(0).names,
         }
     }
 }

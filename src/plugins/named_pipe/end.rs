@@ -8,6 +8,11 @@ use super::framing::{self, Framing, Piece};
 use super::line::{self, Quoted};
 use super::NAME;
 use crate::dispatcher::{Inlet, Refused};
+use crate::flow::FlowState;
+use crate::registry::Names;
+
+/// The length of a line with short addresses, in bytes.
+const TYPICAL: usize = 40;
 
 /// A FIFO and how far it has been read.
 pub(super) struct End {
@@ -40,6 +45,7 @@ impl End {
     pub(super) fn read(
         &mut self,
         chunk: &mut [u8],
+        names: &Names,
         out: &Inlet,
     ) -> std::result::Result<Got, Stopping> {
         self.due = false;
@@ -53,10 +59,23 @@ impl End {
                 return Ok(Got::Failed);
             }
         };
-        let (mut events, mut malformed) = (Vec::new(), 0);
+        let registry = names.get();
+        let mut malformed = 0;
+        // All at once: musl returns what a growing vector leaves behind to the kernel.
+        let mut events = Vec::with_capacity(match got {
+            Got::Bytes(length) => length.div_ceil(TYPICAL),
+            _ => 1,
+        });
         let mut take = |piece: Piece<'_>| match piece {
-            Piece::Line(text) => match line::parse(text) {
-                Ok(Some(event)) => events.push(event),
+            Piece::Line(text) => match line::parse(text, &registry) {
+                Ok(Some(event)) if event.state == FlowState::End => events.push(event),
+                Ok(Some(event)) => match names.judge(&registry, event.tag, "namedPipe") {
+                    Ok(()) => events.push(event),
+                    Err(why) => {
+                        malformed += 1;
+                        crate::warn_limited!("{NAME}: ignored {}: {why}", Quoted(text));
+                    }
+                },
                 Ok(None) => {}
                 Err(fault) => {
                     malformed += 1;
@@ -94,11 +113,12 @@ impl End {
     pub(super) fn drain(
         &mut self,
         chunk: &mut [u8],
+        names: &Names,
         out: &Inlet,
     ) -> std::result::Result<(), Stopping> {
         let mut drained = 0;
         while drained < BUFFER {
-            match self.read(chunk, out)? {
+            match self.read(chunk, names, out)? {
                 Got::Bytes(length) => drained += length,
                 Got::Nothing | Got::End | Got::Failed => break,
             }

@@ -7,14 +7,17 @@
 //! ```
 //!
 //! Fields are separated by any white space; state and protocol are written in any
-//! case. `end` may leave out the two ids, since the flow's own tag counts then: its
-//! event carries the smallest valid tag. Lines without a field and those that
+//! case. Experiment and activity are ids or registered names; a name may have blanks,
+//! since the activity ends the line. `end` may leave out both, since the flow's own
+//! tag counts then: its event carries the smallest valid tag. Lines without a field and those that
 //! begin with `#` mean nothing.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::flow::{FlowEvent, FlowId, FlowState, Protocol, Tag};
+use crate::registry::Registry;
 
 /// What the fields are called in messages, in their order.
 const FIELDS: [&str; 8] = [
@@ -98,7 +101,7 @@ impl fmt::Display for Quoted<'_> {
 ///
 /// # Errors
 /// It says none and is neither empty nor a comment.
-pub fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
+pub fn parse<'l>(line: &'l [u8], registry: &Registry) -> Result<Option<FlowEvent>, Fault<'l>> {
     let text = match std::str::from_utf8(line) {
         Ok(text) => text.trim(),
         // A comment may be in whatever encoding its author has.
@@ -115,6 +118,12 @@ pub fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
             *field = word;
         }
         count += 1;
+    }
+    // Names of activities have blanks, and nothing follows them.
+    let mut activity = Cow::Borrowed(fields[7]);
+    if count > FIELDS.len() && number(&activity).is_none() {
+        activity = text.split_whitespace().skip(7).collect::<Vec<_>>().join(" ").into();
+        count = FIELDS.len();
     }
     let state = FlowState::parse(fields[0]);
     let has_ids = count == FIELDS.len();
@@ -141,14 +150,23 @@ pub fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
     // The ports are good, so it can only be the families.
     let id = FlowId::new(protocol, src, dst).map_err(|why| Fault::Value { number: 5, why })?;
     let tag = if has_ids {
-        let id = |at: usize| number(fields[at - 1]).ok_or_else(|| fault(at, "is not a number"));
-        let (experiment, activity) = (id(7)?, id(8)?);
-        Tag::new(experiment, 0).map_err(|why| Fault::Value { number: 7, why })?;
-        Tag::new(experiment, activity).map_err(|why| Fault::Value { number: 8, why })?
+        let value = |number| move |why| Fault::Value { number, why };
+        let experiment = registry.experiment(word(fields[6]).map_err(value(7))?);
+        let experiment = experiment.map_err(value(7))?;
+        registry.activity(experiment, word(&activity).map_err(value(8))?).map_err(value(8))?
     } else {
         Tag::new(1, 0).map_err(|why| Fault::Value { number: 7, why })?
     };
     Ok(Some(FlowEvent { state, id, tag, time: None, application: None }))
+}
+
+/// A word that may be an id or a name. Names that do not pass here cannot be said in a
+/// line, but by their ids.
+fn word(text: &str) -> Result<&str, String> {
+    if text.len() <= 128 && text.is_ascii() {
+        return Ok(text);
+    }
+    Err(format!("{} is neither a number nor a registered name", Quoted(text.as_bytes())))
 }
 
 const NO_STATE: &str = "is neither \"start\" nor \"end\"";
@@ -177,6 +195,10 @@ fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
+        super::parse(line, &Registry::snapshot())
+    }
 
     fn event(line: &str) -> FlowEvent {
         match parse(line.as_bytes()) {
@@ -207,6 +229,8 @@ mod tests {
             ("start tcp 10.0.0.1 1 [::ffff:10.0.0.2] 00002 0003 4", v4),
             ("end udp 2001:db8::1 65535 2001:DB8:0::2 1 511 63", v6),
             ("end udp [2001:db8::1] 65535 [2001:db8::2] 1 511 63", v6),
+            ("start tcp 10.0.0.1 1 10.0.0.2 2 CMS Data  challenge", v4),
+            ("start tcp 10.0.0.1 1 10.0.0.2 2 3 data Challenge\r", v4),
             ("start tcp fe80::1%eth0 1 fe80::2%2 2 1 0", local),
             ("start tcp [fe80::1%eth0] 1 fe80::2 2 1 0", local),
         ];
@@ -259,17 +283,31 @@ mod tests {
                 "field 5 (destination address): source ::1 and destination 10.0.0.2 are of two",
             ),
             ("start tcp ::1 1 ::2 65536 3 4", r#"field 6 (destination port): "65536" is not a"#),
-            ("start tcp ::1 1 ::2 2 cms 4", r#"field 7 (experiment): "cms" is not a number"#),
+            (
+                "start tcp ::1 1 ::2 2 csm 4",
+                r#"field 7 (experiment): "csm" is no experiment: did you mean "cms"?"#,
+            ),
             ("start tcp ::1 1 ::2 2 0 4", "field 7 (experiment): experiment 0 is out of range"),
             (
                 "end tcp ::1 1 ::2 2 99999 99999",
                 "field 7 (experiment): experiment 99999 is out of range (1 to 511)",
             ),
-            ("start tcp ::1 1 ::2 2 3 -4", r#"field 8 (activity): "-4" is not a number"#),
+            (
+                "start tcp ::1 1 ::2 2 3 -4",
+                r#"field 8 (activity): "-4" is no activity of cms: registered"#,
+            ),
             ("start tcp ::1 1 ::2 2 3 64", "field 8 (activity): activity 64 is out of range"),
             (
                 "start tcp ::1 1 ::2 2 3 99999999999999999999999",
                 "field 8 (activity): activity 18446744073709551615 is out of range",
+            ),
+            (
+                "start tcp ::1 1 ::2 2 \u{e4}tlas 4",
+                r#"field 7 (experiment): "\xc3\xa4tlas" is neither a number nor a reg"#,
+            ),
+            (
+                "start tcp ::1 1 ::2 2 cms Data Challange",
+                "field 8 (activity): \"Data Challange\" is",
             ),
             ("start\0tcp ::1 1 ::2 2 3 4 5", r#"field 1 (state): "start\x00tcp" is neither"#),
         ];

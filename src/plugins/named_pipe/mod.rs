@@ -40,6 +40,7 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{error, info};
@@ -58,6 +59,7 @@ use crate::dispatcher::Inlet;
 use crate::error::{At, Error, Result};
 use crate::log::limit::Limit;
 use crate::part::Context;
+use crate::registry::Names;
 use crate::run_dir::RunDir;
 use crate::shutdown::Stop;
 
@@ -150,8 +152,9 @@ fn check(section: &Section) -> Vec<String> {
     problems
 }
 
-fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
-    Ok(Box::new(NamedPipe::open(Path::new(section.text("pipePath")), access(section)?)?))
+fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
+    let path = Path::new(section.text("pipePath"));
+    Ok(Box::new(NamedPipe::open(path, access(section)?, context.names.clone())?))
 }
 
 fn access(section: &Section) -> Result<Access> {
@@ -187,6 +190,7 @@ struct NamedPipe {
     watch: Option<Watch>,
     path: PathBuf,
     access: Access,
+    names: Arc<Names>,
     live: Live,
     /// Why there is no current one: said once, not at each try.
     trouble: Option<String>,
@@ -205,7 +209,7 @@ struct Wake {
 
 impl NamedPipe {
     /// Acquires everything.
-    fn open(path: &Path, access: Access) -> Result<Self> {
+    fn open(path: &Path, access: Access, names: Arc<Names>) -> Result<Self> {
         let mut pipe = NamedPipe {
             current: None,
             old: Vec::new(),
@@ -213,6 +217,7 @@ impl NamedPipe {
             watch: None,
             path: path.to_owned(),
             access,
+            names,
             live: Live::new()?,
             trouble: None,
             next_try: Instant::now(),
@@ -254,7 +259,7 @@ impl NamedPipe {
             return Ok(());
         }
         if let Some(mut lost) = self.current.take() {
-            lost.drain(&mut self.chunk, out)?;
+            lost.drain(&mut self.chunk, &self.names, out)?;
             // A writer may have come after its end; the next read tells.
             (lost.due, lost.deaf) = (true, false);
             self.old.push(lost);
@@ -337,14 +342,16 @@ impl NamedPipe {
     fn read(&mut self, out: &Inlet) -> std::result::Result<(), Stopping> {
         let mut at = 0;
         while let Some(end) = self.old.get_mut(at) {
-            if end.due && matches!(end.read(&mut self.chunk, out)?, Got::End | Got::Failed) {
+            if end.due
+                && matches!(end.read(&mut self.chunk, &self.names, out)?, Got::End | Got::Failed)
+            {
                 self.old.remove(at);
             } else {
                 at += 1;
             }
         }
         let Some(end) = self.current.as_mut().filter(|end| end.due) else { return Ok(()) };
-        match end.read(&mut self.chunk, out)? {
+        match end.read(&mut self.chunk, &self.names, out)? {
             Got::Bytes(_) | Got::Nothing => {}
             Got::End => match end.fifo.renew() {
                 // Elsewhere poll reports an end without writers at once, always.
@@ -405,7 +412,7 @@ impl NamedPipe {
     /// What was written before we were told to stop still counts.
     fn last(&mut self, out: &Inlet) -> std::result::Result<(), Stopping> {
         for end in self.old.iter_mut().chain(&mut self.current) {
-            end.drain(&mut self.chunk, out)?;
+            end.drain(&mut self.chunk, &self.names, out)?;
         }
         Ok(())
     }

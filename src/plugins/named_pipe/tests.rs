@@ -62,7 +62,7 @@ impl Rig {
 
     fn running() -> Self {
         let mut rig = Rig::new();
-        let pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+        let pipe = NamedPipe::open(&rig.path(), ACCESS, Context::new(1).names).unwrap();
         rig.start(pipe);
         rig
     }
@@ -326,7 +326,7 @@ fn a_removed_folder_is_made_again() {
 #[test]
 fn defect_16_a_file_in_its_place_is_said_and_left_alone() {
     let mut rig = Rig::new();
-    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS, Context::new(1).names).unwrap();
     let mut writer = rig.open();
     writer.write_all(start(0).as_bytes()).unwrap();
     let file = rig.dir.path().join("file");
@@ -358,7 +358,7 @@ fn defect_16_a_file_in_its_place_is_said_and_left_alone() {
 #[test]
 fn old_fifos_are_bounded() {
     let rig = Rig::new();
-    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS, Context::new(1).names).unwrap();
     let mut writers = Vec::new();
     for _ in 0..12 {
         writers.push(rig.open());
@@ -384,7 +384,7 @@ fn old_fifos_are_bounded() {
 #[cfg(target_os = "linux")]
 fn an_idle_pipe_costs_nothing() {
     let rig = Rig::new();
-    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS, Context::new(1).names).unwrap();
     for (n, text) in [(0, start(0)), (1, start(1).trim_end().into())] {
         rig.write(text);
         let idle = |pipe: &NamedPipe| pipe.current.as_ref().is_some_and(|end| !end.due);
@@ -404,7 +404,7 @@ fn an_idle_pipe_costs_nothing() {
 #[test]
 fn an_end_that_cannot_be_polled_is_read_all_the_same() {
     let rig = Rig::new();
-    let mut pipe = NamedPipe::open(&rig.path(), ACCESS).unwrap();
+    let mut pipe = NamedPipe::open(&rig.path(), ACCESS, Context::new(1).names).unwrap();
     let current = pipe.current.as_mut().unwrap();
     (current.due, current.deaf) = (false, true);
     let mut writer = rig.open();
@@ -462,7 +462,7 @@ fn defect_16_a_regular_file_stops_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("np");
     fs::write(&path, "precious").unwrap();
-    let context = Context { max_flows: 10 };
+    let context = Context::new(10);
     let text = path.to_str().unwrap();
     let error = (SPEC.build)(&section(text, "0660", ""), &context).err().expect("an error");
     assert!(error.to_string().contains("is a regular file, not a FIFO"), "{error}");

@@ -1,0 +1,238 @@
+//! The registry as the running daemon uses it: read again when its file changes,
+//! and asked whether ids are known. Shared by all threads.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::{Registry, DEFAULT_PATH};
+use crate::error::{At, Result};
+use crate::flow::Tag;
+use crate::warn_limited;
+
+/// How often at the most is looked whether a file has changed.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The file in `workDir` that a refreshed registry is put into.
+const REFRESHED: &str = "registry.json";
+
+/// What becomes of ids that are not registered (`unknownIds`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// They are taken.
+    Accept,
+    /// They are taken with a warning.
+    Warn,
+    /// They are refused.
+    Refuse,
+}
+
+/// The registry, as up to date as its file.
+#[derive(Debug)]
+pub struct Names {
+    /// Where it may be; the first that is there counts.
+    files: Vec<PathBuf>,
+    unknown: Unknown,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    registry: Arc<Registry>,
+    source: Option<Source>,
+    looked: Instant,
+}
+
+/// A version of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    path: PathBuf,
+    inode: (u64, u64),
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Source {
+    fn of(path: &Path, metadata: &Metadata) -> Self {
+        Source {
+            path: path.to_owned(),
+            inode: (metadata.dev(), metadata.ino()),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+impl Names {
+    /// The registry in `work_dir`, if it was refreshed there; else that at `path`;
+    /// else, unless `path` was chosen, the snapshot in the binary.
+    ///
+    /// # Errors
+    /// The chosen file is not there, or what is there is no registry.
+    pub fn open(path: &str, work_dir: &str, unknown: Unknown) -> Result<Self> {
+        let refreshed = (!work_dir.is_empty()).then(|| Path::new(work_dir).join(REFRESHED));
+        let given = (!path.is_empty()).then(|| PathBuf::from(path));
+        let files: Vec<PathBuf> = refreshed.iter().chain(given.iter()).cloned().collect();
+        let mut registry = None;
+        // A refreshed one that is broken is no reason not to start.
+        if let Some(file) = refreshed.filter(|file| file.exists()) {
+            match Registry::load(&file) {
+                Ok(good) => registry = Some(good),
+                Err(error) => warn!("{error}"),
+            }
+        }
+        if registry.is_none() {
+            let chosen = path != DEFAULT_PATH;
+            registry = match given.filter(|file| chosen || file.exists()) {
+                Some(file) => Some(Registry::load(&file).at("registryPath")?),
+                None => None,
+            };
+        }
+        let names = Names::fixed(registry.unwrap_or_else(Registry::snapshot), unknown);
+        let names = Names { files, ..names };
+        {
+            let mut state = names.lock();
+            state.source = names.find();
+        }
+        Ok(names)
+    }
+
+    /// A registry that does not change.
+    pub fn fixed(registry: Registry, unknown: Unknown) -> Self {
+        let registry = Arc::new(registry);
+        let state = State { registry, source: None, looked: Instant::now() };
+        Names { files: Vec::new(), unknown, state: Mutex::new(state) }
+    }
+
+    /// The registry of now.
+    pub fn get(&self) -> Arc<Registry> {
+        let mut state = self.lock();
+        if !self.files.is_empty() && state.looked.elapsed() >= PERIOD {
+            self.look(&mut state);
+            state.looked = Instant::now();
+        }
+        state.registry.clone()
+    }
+
+    /// Whether flows may carry `tag`, of which an event of `plugin` tells.
+    ///
+    /// # Errors
+    /// It is not registered, and such ids are refused.
+    pub fn judge(
+        &self,
+        registry: &Registry,
+        tag: Tag,
+        plugin: &str,
+    ) -> std::result::Result<(), String> {
+        if self.unknown == Unknown::Accept || registry.contains(tag) {
+            return Ok(());
+        }
+        let problem = format!("{tag} is not registered");
+        if self.unknown == Unknown::Refuse {
+            return Err(format!("{problem} (unknownIds is refuse)"));
+        }
+        warn_limited!("plugins.{plugin}: {problem}");
+        Ok(())
+    }
+
+    /// Reads the file again if there is another one, or another version of it.
+    fn look(&self, state: &mut State) {
+        let found = self.find();
+        if found == state.source || found.is_none() {
+            return;
+        }
+        if let Some(source) = &found {
+            match Registry::load(&source.path) {
+                Ok(registry) => {
+                    info!("registry: read {:?} again", source.path.display());
+                    state.registry = Arc::new(registry);
+                }
+                // Said once for each version: it is remembered below.
+                Err(error) => warn!("{error}; the last good one stays"),
+            }
+        }
+        state.source = found;
+    }
+
+    fn find(&self) -> Option<Source> {
+        self.files.iter().find_map(|path| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some(Source::of(path, &metadata))
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"{"experiments": [{"expName": "small", "expId": 7, "activities": []}]}"#;
+
+    impl Names {
+        /// As if the period were over.
+        fn get_anew(&self) -> Arc<Registry> {
+            self.look(&mut self.lock());
+            self.get()
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_is_read_again_and_a_broken_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let installed = dir.path().join("installed.json");
+        std::fs::write(&installed, include_str!("../../data/registry.json")).unwrap();
+        let work = dir.path().to_str().unwrap();
+        let names = Names::open(installed.to_str().unwrap(), work, Unknown::Warn).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("ska"));
+        // What was refreshed comes first.
+        std::fs::write(dir.path().join(REFRESHED), SMALL).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("small"));
+        std::fs::write(dir.path().join(REFRESHED), "{").unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("small"));
+        std::fs::remove_file(dir.path().join(REFRESHED)).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("ska"));
+        std::fs::remove_file(&installed).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("ska"));
+        // A broken one in workDir does not keep the daemon from starting.
+        std::fs::write(dir.path().join(REFRESHED), "{").unwrap();
+        let names = Names::open(DEFAULT_PATH, work, Unknown::Warn).unwrap();
+        assert!(names.get().experiment_name(2).is_some());
+    }
+
+    #[test]
+    fn a_chosen_file_has_to_be_there_and_the_default_one_not() {
+        let error = Names::open("/nonexistent/registry.json", "", Unknown::Warn).unwrap_err();
+        let start = "registryPath: cannot read the registry \"/nonexistent/registry.json\": ";
+        assert!(error.to_string().starts_with(start), "{error}");
+        assert!(Names::open("", "", Unknown::Warn).unwrap().get().experiment_name(2).is_some());
+    }
+
+    #[test]
+    fn unknown_ids_are_refused_only_if_that_is_wanted() {
+        let tag = |experiment, activity| Tag::new(experiment, activity).unwrap();
+        for unknown in [Unknown::Accept, Unknown::Warn, Unknown::Refuse] {
+            let names = Names::fixed(Registry::snapshot(), unknown);
+            let registry = names.get();
+            let judge = |tag| names.judge(&registry, tag, "test");
+            assert_eq!(judge(tag(2, 16)), Ok(()));
+            for tag in [tag(2, 63), tag(2, 0), tag(511, 1)] {
+                match judge(tag) {
+                    Ok(()) => assert_ne!(unknown, Unknown::Refuse),
+                    Err(message) => {
+                        assert_eq!(unknown, Unknown::Refuse);
+                        let end = "is not registered (unknownIds is refuse)";
+                        assert_eq!(message, format!("{tag} {end}"));
+                    }
+                }
+            }
+        }
+    }
+}
