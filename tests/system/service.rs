@@ -200,6 +200,32 @@ fn its_status_counts_flows() {
     shows("0 flows open");
 }
 
+/// In the journal a line about a flow carries what it is about.
+#[test]
+fn the_journal_finds_flows_by_their_fields() {
+    let machine = Machine::boot();
+    let mut config = config(&json!({}));
+    config["logLevel"] = json!("debug");
+    machine.configure("conf", &config);
+    machine.run(&["systemctl", "start", "glowd"]);
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    probe.obey(true, "");
+    let find = |field: &str| {
+        machine.output(&["journalctl", "--sync"]);
+        machine.output(&["journalctl", "-q", "-o", "json", field]).stdout
+    };
+    for field in ["FLOW_EXPERIMENT=2", "FLOW_ACTIVITY=15", "FLOW_STATE=start", "FLOW_DST_PORT=1009"]
+    {
+        let found = String::from_utf8(find(field)).unwrap();
+        let lines = found.lines().map(|line| serde_json::from_str(line).unwrap());
+        let about: Vec<serde_json::Value> =
+            lines.filter(|line: &serde_json::Value| line.get("FLOW_STATE").is_some()).collect();
+        assert!(!about.is_empty(), "{field}: {found}");
+        assert!(about.iter().all(|line| line["_SYSTEMD_UNIT"] == "glowd.service"), "{found}");
+    }
+}
+
 /// Whatever was open: the new one begins with nothing attached but its own.
 #[test]
 fn it_survives_a_restart_under_traffic() {
