@@ -38,6 +38,10 @@ pub enum Event {
     Report,
 }
 
+/// Logs the counters of a plugin. The dispatcher calls it: plugins wait for the
+/// outside and cannot be told.
+pub type Reporter = Box<dyn Fn() + Send>;
+
 /// Events in their order, shared by all backends.
 pub type Batch = Arc<Vec<Event>>;
 
@@ -47,6 +51,7 @@ enum Message {
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Report,
+    Reporter(Reporter),
 }
 
 /// Who holds the tickets for the starts of a batch.
@@ -158,6 +163,12 @@ impl Inlet {
         let _ = self.messages.send(Message::Report);
     }
 
+    /// Has `reporter` called whenever somebody asks for the counters.
+    pub fn report_with(&self, reporter: Reporter) {
+        // A daemon that is stopping reports no more.
+        let _ = self.messages.send(Message::Reporter(reporter));
+    }
+
     /// The same way in, for another plugin.
     #[must_use]
     pub fn for_source(&self, source: &'static str) -> Self {
@@ -211,6 +222,7 @@ struct Counters {
     repeated: u64,
     retagged: u64,
     unknown_ends: u64,
+    stale: u64,
     refused: u64,
 }
 
@@ -221,6 +233,7 @@ pub struct Dispatcher {
     table: FlowTable,
     admission: Arc<Admission>,
     counters: Counters,
+    reporters: Vec<Reporter>,
 }
 
 impl Dispatcher {
@@ -231,7 +244,8 @@ impl Dispatcher {
         let inlet = Inlet { messages: sender, admission: admission.clone(), source: "glowd" };
         let table = FlowTable::new(key);
         let counters = Counters::default();
-        (Dispatcher { messages, outlets: Vec::new(), table, admission, counters }, inlet)
+        let (outlets, reporters) = (Vec::new(), Vec::new());
+        (Dispatcher { messages, outlets, table, admission, counters, reporters }, inlet)
     }
 
     /// A queue for the backend called `name`.
@@ -253,6 +267,7 @@ impl Dispatcher {
                 Message::List(answer) => drop(answer.send(self.table.flows())),
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Report => self.report(),
+                Message::Reporter(reporter) => self.reporters.push(reporter),
             }
         }
     }
@@ -283,7 +298,7 @@ impl Dispatcher {
         let (mut growth, mut most) = (0_isize, 0);
         for event in events {
             let now = open.entry(event.id).or_insert_with(|| self.table.contains(&event.id));
-            let then = event.state == FlowState::Start;
+            let then = event.state != FlowState::End;
             growth += isize::from(then) - isize::from(*now);
             *now = then;
             most = most.max(growth);
@@ -300,7 +315,7 @@ impl Dispatcher {
         for event in events {
             let (id, time, state) = (event.id, event.time.unwrap_or(now), event.state);
             let about = |tag| About::new(source, state, id, tag);
-            if tickets == 0 && state == FlowState::Start && !self.table.contains(&id) {
+            if tickets == 0 && state != FlowState::End && !self.table.contains(&id) {
                 if !self.admission.reserve(1) {
                     about(Some(event.tag)).debug(format_args!("refused, the flow table is full"));
                     refused += 1;
@@ -335,6 +350,11 @@ impl Dispatcher {
                     about(Some(told)).debug(format_args!("open already"));
                     self.counters.repeated += 1;
                 }
+                Change::Goes => about(Some(told)).debug(format_args!("goes on")),
+                Change::Stale => {
+                    about(Some(told)).debug(format_args!("over already"));
+                    self.counters.stale += 1;
+                }
                 Change::Unknown => {
                     about(None).debug(format_args!("not open"));
                     self.counters.unknown_ends += 1;
@@ -365,19 +385,23 @@ impl Dispatcher {
     }
 
     fn report(&mut self) {
-        let Counters { started, ended, repeated, retagged, unknown_ends, refused } = self.counters;
+        let Counters { started, ended, repeated, retagged, unknown_ends, stale, refused } =
+            self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {refused} refused",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {stale} late, \
+             {refused} refused",
             self.table.count(),
             self.admission.limit()
         );
+        self.reporters.iter().for_each(|report| report());
         self.hand_out(vec![Event::Report]);
     }
 }
 
+/// How many of them may open a flow.
 fn starts(events: &[FlowEvent]) -> usize {
-    events.iter().filter(|event| event.state == FlowState::Start).count()
+    events.iter().filter(|event| event.state != FlowState::End).count()
 }
 
 #[cfg(test)]
@@ -389,7 +413,14 @@ mod tests {
     fn event(state: FlowState, port: u16) -> FlowEvent {
         let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
         let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
-        FlowEvent { state, id, tag: Tag::new(2, 16).unwrap(), time: None, application: None }
+        FlowEvent {
+            state,
+            id,
+            tag: Tag::new(2, 16).unwrap(),
+            time: None,
+            application: None,
+            usage: None,
+        }
     }
     use FlowState::{End, Start};
 

@@ -284,6 +284,8 @@ impl fmt::Display for Timestamp {
 pub enum FlowState {
     /// The flow begins.
     Start,
+    /// The flow has begun before and goes on.
+    Ongoing,
     /// The flow ends.
     End,
 }
@@ -293,29 +295,52 @@ impl FlowState {
     pub fn name(self) -> &'static str {
         match self {
             FlowState::Start => "start",
+            FlowState::Ongoing => "ongoing",
             FlowState::End => "end",
         }
     }
 
     /// The state of that name, in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        [FlowState::Start, FlowState::End].into_iter().find(|s| s.name().eq_ignore_ascii_case(text))
+        [FlowState::Start, FlowState::Ongoing, FlowState::End]
+            .into_iter()
+            .find(|state| state.name().eq_ignore_ascii_case(text))
+    }
+}
+
+/// How much a flow has carried so far, in octets of payload, as its source counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// What the source has received.
+    pub received: u64,
+    /// What the source has sent.
+    pub sent: u64,
+}
+
+impl Usage {
+    /// The same, as the other end counts.
+    #[must_use]
+    pub fn turned(self) -> Self {
+        Usage { received: self.sent, sent: self.received }
     }
 }
 
 /// What a plugin tells the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowEvent {
-    /// Start or end.
+    /// Start, ongoing or end.
     pub state: FlowState,
     /// Of which flow.
     pub id: FlowId,
     /// What the sender says the tag is; at an end the flow's own tag counts.
     pub tag: Tag,
-    /// When it happened, if the sender knows; else the time of arrival counts.
+    /// When the flow began or, at an end, when it was over, if the sender knows;
+    /// else the time of arrival counts.
     pub time: Option<Timestamp>,
     /// The program that the flow belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
+    /// What the flow has carried so far, if the sender counts it.
+    pub usage: Option<Usage>,
 }
 
 /// An open flow, as the flow table has it and as backends see it.
@@ -330,10 +355,14 @@ pub struct Flow {
     pub label: u32,
     /// When it began.
     pub start: Timestamp,
+    /// When it was last heard of: a clock reading of this host.
+    pub heard: Timestamp,
     /// The plugin that reported it, by configuration key.
     pub source: &'static str,
     /// The program that it belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
+    /// What it has carried so far, if a sender counted it.
+    pub usage: Option<Usage>,
 }
 
 #[cfg(test)]

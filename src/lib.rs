@@ -19,6 +19,7 @@ pub mod scitag;
 
 pub mod plugins;
 
+pub mod closed;
 pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;

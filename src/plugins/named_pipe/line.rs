@@ -116,7 +116,7 @@ pub fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
         }
         count += 1;
     }
-    let state = FlowState::parse(fields[0]);
+    let state = FlowState::parse(fields[0]).filter(|state| *state != FlowState::Ongoing);
     let has_ids = count == FIELDS.len();
     if !has_ids && (count, state) != (WITHOUT_IDS, Some(FlowState::End)) {
         return Err(Fault::Count(count));
@@ -148,7 +148,7 @@ pub fn parse(line: &[u8]) -> Result<Option<FlowEvent>, Fault<'_>> {
     } else {
         Tag::new(1, 0).map_err(|why| Fault::Value { number: 7, why })?
     };
-    Ok(Some(FlowEvent { state, id, tag, time: None, application: None }))
+    Ok(Some(FlowEvent { state, id, tag, time: None, application: None, usage: None }))
 }
 
 const NO_STATE: &str = "is neither \"start\" nor \"end\"";
