@@ -1,5 +1,7 @@
 //! Talking to the network and the kernel, in safe code.
 
+pub mod addresses;
+pub mod collectors;
 pub mod host;
 pub mod http;
 #[cfg(target_os = "linux")]
@@ -7,6 +9,7 @@ pub mod interfaces;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
+pub mod prefix;
 #[cfg(target_os = "linux")]
 pub mod tc;
 pub mod udp;
