@@ -1,0 +1,71 @@
+//! Which addresses are this host's own (getifaddrs(3)).
+//!
+//! Runs on the thread of whoever asks, in whose network namespace it looks, and
+//! owns the last answer.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use nix::ifaddrs::getifaddrs;
+
+/// How old an answer may be that does not know an address.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The addresses of the host's interfaces, read again, at most once a second, when
+/// somebody asks for one that is not among them: so an address is known a second
+/// after it appeared, and one that is gone is known until then.
+#[derive(Debug, Default)]
+pub struct Local {
+    known: HashSet<IpAddr>,
+    read: Option<Instant>,
+}
+
+impl Local {
+    /// Whether the address, which may be IPv4-mapped, is one of this host: of an
+    /// interface, or a loopback address.
+    pub fn contains(&mut self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        if address.is_loopback() || self.known.contains(&address) {
+            return true;
+        }
+        let now = Instant::now();
+        if self.read.is_some_and(|read| now.duration_since(read) < FRESH) {
+            return false;
+        }
+        self.read = Some(now);
+        match getifaddrs() {
+            Ok(all) => {
+                let ip = |address: nix::sys::socket::SockaddrStorage| {
+                    let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+                    v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
+                };
+                self.known = all.filter_map(|interface| interface.address.and_then(ip)).collect();
+            }
+            Err(error) => {
+                crate::warn_limited!("cannot list the addresses of this host: {error}");
+            }
+        }
+        self.known.contains(&address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_addresses_are_known() {
+        let mut local = Local::default();
+        for own in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+            assert!(local.contains(own.parse().unwrap()), "{own}");
+        }
+        for other in ["192.0.2.1", "2001:db8::1", "0.0.0.0", "::"] {
+            assert!(!local.contains(other.parse().unwrap()), "{other}");
+        }
+        let read = local.read;
+        assert!(read.is_some());
+        assert!(!local.contains("192.0.2.2".parse().unwrap()));
+        assert_eq!(local.read, read, "not again so soon");
+    }
+}
