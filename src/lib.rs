@@ -4,6 +4,7 @@
 //!     plugins/*  --FlowEvent-->  dispatcher  --Event-->  backends/*
 //!     named_pipe                 flow_table              marker   -> eBPF map, egress packets
 //!     api                        (one thread)            firefly  -> UDP datagrams
+//!     firefly
 //!     (one thread each)                                  (one thread each)
 //!
 //!     main thread: daemon.rs waits for a signal or a dead worker

@@ -12,3 +12,4 @@ mod packets;
 mod paths;
 mod privilege;
 mod rig;
+mod xrootd;

@@ -82,7 +82,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::NoHeader => f.write_str("there is no syslog header with a document behind it"),
-            Fault::NoDocument => f.write_str("it does not begin with a JSON document"),
+            Fault::NoDocument => {
+                f.write_str("it does not begin with a JSON document (hasSyslogHeader is false)")
+            }
             Fault::Json(error) => error.fmt(f),
             Fault::Value(what) => f.write_str(what),
         }

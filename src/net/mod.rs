@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod collectors;
 pub mod host;
 pub mod http;
+pub mod inbox;
 #[cfg(target_os = "linux")]
 pub mod interfaces;
 #[cfg(target_os = "linux")]

@@ -75,8 +75,8 @@ pub fn listener(address: SocketAddr, buffer: usize) -> io::Result<(UdpSocket, us
     if address.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
     }
-    // The kernel doubles what it is asked for, and means the doubled number.
-    let wish = buffer / 2;
+    // Linux doubles what it is asked for, and means the doubled number.
+    let wish = if cfg!(target_os = "linux") { buffer / 2 } else { buffer };
     #[cfg(target_os = "linux")] // goes beyond net.core.rmem_max, with CAP_NET_ADMIN
     let forced = setsockopt(&fd, sockopt::RcvBufForce, &wish).is_ok();
     #[cfg(not(target_os = "linux"))]

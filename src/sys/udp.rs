@@ -93,8 +93,8 @@ impl Inbox {
         Inbox { payloads: vec![0; size * BATCH], size, names, controls }
     }
 
-    /// Takes what has arrived, up to [`BATCH`] datagrams, without waiting, and tells
-    /// of each in order. Returns how many there were.
+    /// Takes what has arrived at a non-blocking socket, up to [`BATCH`] datagrams, and
+    /// tells of each in order. Returns how many there were.
     ///
     /// # Errors
     /// EAGAIN if nothing has arrived, or why not.
@@ -119,19 +119,15 @@ impl Inbox {
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = ptr::from_mut(control).cast();
             // Its type depends on the C library; 32 fits each.
-            header.msg_hdr.msg_controllen = mem::size_of::<Control>() as _;
+            #[allow(clippy::cast_possible_truncation)]
+            let length = mem::size_of::<Control>() as _;
+            header.msg_hdr.msg_controllen = length;
         }
         let batch = libc::c_uint::try_from(BATCH).unwrap_or(libc::c_uint::MAX);
         // SAFETY: all BATCH headers are filled in. Their pointers are to buffers that
         // nothing else borrows until it returns, with their true lengths.
         let received = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                batch,
-                libc::MSG_DONTWAIT,
-                ptr::null_mut(),
-            )
+            libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), batch, 0, ptr::null_mut())
         };
         let count = Errno::result(received)?.unsigned_abs() as usize;
         let names = self.names.iter().zip(&self.controls);
@@ -193,21 +189,21 @@ mod tests {
     fn datagrams_arrive_in_order_with_their_senders() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let socket = UdpSocket::bind(address).unwrap();
+            socket.set_nonblocking(true).unwrap();
             let sender = UdpSocket::bind(address).unwrap();
+            let payload = |length: usize| vec![u8::try_from(length).unwrap(); length];
             let mut inbox = Inbox::new(100);
             let nothing = inbox.receive(socket.as_fd(), |_, _| panic!("nothing was sent"));
             assert_eq!(nothing, Err(Errno::EAGAIN));
             for length in 0..BATCH + 60 {
-                let payload = vec![length as u8; length];
-                sender.send_to(&payload, socket.local_addr().unwrap()).unwrap();
+                sender.send_to(&payload(length), socket.local_addr().unwrap()).unwrap();
             }
             let mut next = 0;
             while next < BATCH + 60 {
-                let take = |payload: &[u8], arrival: Arrival| {
-                    assert_eq!(payload, vec![next as u8; next.min(100)]);
+                let take = |found: &[u8], arrival: Arrival| {
+                    assert_eq!(found, &payload(next)[..next.min(100)]);
                     let from = Some(sender.local_addr().unwrap());
-                    let cut = next > 100;
-                    let length = payload.len();
+                    let (cut, length) = (next > 100, found.len());
                     assert_eq!(arrival, Arrival { length, cut, from, dropped: None });
                     next += 1;
                 };
@@ -219,6 +215,7 @@ mod tests {
     #[test]
     fn what_the_kernel_drops_is_counted() {
         let socket = UdpSocket::bind("[::1]:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RxqOvfl, &1).unwrap();
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &4096).unwrap();
         let sender = UdpSocket::bind("[::1]:0").unwrap();

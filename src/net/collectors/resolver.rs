@@ -337,6 +337,8 @@ mod tests {
         let promises = |key: &crate::config::Key| key.doc.contains("every 5 minutes");
         let keys = |name| crate::backends::ALL.iter().find(|spec| spec.name == name).unwrap().keys;
         assert!(keys("firefly").iter().any(promises));
+        let plugin = crate::plugins::ALL.iter().find(|spec| spec.name == "firefly").unwrap();
+        assert!(plugin.keys.iter().any(promises));
     }
 
     #[test]

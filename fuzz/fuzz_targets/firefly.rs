@@ -1,0 +1,49 @@
+//! Fireflies: any datagram is judged without a panic and within bounds, whether a
+//! header precedes it makes no difference to what it says, and what is read is what
+//! our own encoder would write and read again.
+#![no_main]
+
+use glowd::firefly::{decode, Encoder, Header};
+use glowd::flow::{Flow, FlowState, Tag, Timestamp};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|datagram: &[u8]| {
+    let always = decode(datagram, Header::Always);
+    let never = decode(datagram, Header::Never);
+    assert!(always.is_err() || never.is_err());
+    let report = match (decode(datagram, Header::Auto), always.or(never)) {
+        (Ok(report), Ok(same)) => {
+            assert_eq!(report, same);
+            report
+        }
+        (Err(fault), Err(_)) => {
+            assert!(fault.to_string().len() < 1000);
+            return;
+        }
+        (auto, other) => panic!("{auto:?} {other:?}"),
+    };
+    assert_eq!(report.clone().turned().turned(), report);
+    assert!(report.application.as_ref().is_none_or(|name| (1..=128).contains(&name.len())));
+    let Ok(event) = report.clone().event() else {
+        assert!(Tag::new(report.ids.0, report.ids.1).is_err());
+        return;
+    };
+    let start = report.start.unwrap_or(Timestamp(0));
+    let flow = Flow {
+        id: event.id,
+        tag: event.tag,
+        label: 0,
+        start,
+        heard: start,
+        source: "fuzz",
+        application: event.application,
+        usage: event.usage,
+    };
+    let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
+    let mut written = Vec::new();
+    Encoder::new(Some(b"host")).encode(&flow, end, start, &mut written);
+    let read = decode(&written, Header::Always).expect("our own");
+    assert_eq!((read.id, read.ids), (report.id, report.ids));
+    assert_eq!((read.start, read.end), (Some(start), end));
+    assert_eq!(read.usage, report.usage.filter(|_| end.is_some()));
+});
