@@ -220,7 +220,7 @@ mod tests {
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &4096).unwrap();
         let sender = UdpSocket::bind("[::1]:0").unwrap();
         let send = || sender.send_to(&[0; 500], socket.local_addr().unwrap()).unwrap();
-        (0..100).for_each(|_| drop(send()));
+        (0..100).for_each(|_| assert_eq!(send(), 500));
         let mut inbox = Inbox::new(1000);
         let mut dropped = None;
         let mut received =

@@ -52,7 +52,7 @@ impl Rules {
                 Err(problem) => problems.push(format!("allowFrom: {text:?}: {problem}")),
             }
         }
-        if !rules.local && rules.allowed.is_empty() {
+        if section.list("allowFrom").is_empty() {
             problems.push("allowFrom: nobody may send anything".into());
         }
         if problems.is_empty() {
