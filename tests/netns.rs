@@ -7,6 +7,7 @@ mod bulk;
 mod firefly;
 mod harness;
 mod life;
+mod listener;
 mod odd;
 mod packets;
 mod paths;

@@ -69,10 +69,10 @@ mod tests {
         for own in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
             assert!(contains(own, 0), "{own}");
         }
-        for other in ["192.0.2.1", "2001:db8::1", "0.0.0.0", "::"] {
+        for other in ["203.0.113.77", "2001:db8:ffff::77", "0.0.0.0", "::"] {
             assert!(!contains(other, 0), "{other}");
         }
-        assert!(!contains("192.0.2.2", 1));
+        assert!(!contains("203.0.113.78", 1));
         assert_eq!(local.read, Some(start + FRESH), "not more often");
     }
 }

@@ -169,7 +169,7 @@ impl Name {
 impl Control {
     /// The number in a control message of SO_RXQ_OVFL (socket(7), cmsg(3)).
     fn dropped(&self) -> Option<u32> {
-        let number = |at: usize| Some(<[u8; 4]>::try_from(self.0.get(at..at + 4)?).ok()?);
+        let number = |at: usize| <[u8; 4]>::try_from(self.0.get(at..at + 4)?).ok();
         // A length, as large as a pointer; level, type and data.
         let header = mem::size_of::<usize>();
         let level = i32::from_ne_bytes(number(header)?);
