@@ -6,7 +6,7 @@
 //! it says that the flow began before it ended here.
 //!
 //! Owned by the flow table; pure. Its memory is bounded: two generations of up to
-//! [`GENERATION`] flows, the older of which is forgotten when the younger is full.
+//! `GENERATION` flows, the older of which is forgotten when the younger is full.
 
 use std::collections::HashMap;
 

@@ -6,7 +6,7 @@
 //! their socket for seconds, so the destinations must not share one with the
 //! collectors. sendmmsg stops at the first datagram that the kernel refuses: that
 //! one is told of and the rest goes on. A full buffer is waited for, but only for
-//! as long as the [`Patience`] of its lane lasts.
+//! as long as the `Patience` of its lane lasts.
 
 use std::io;
 #[cfg(target_os = "linux")]

@@ -381,6 +381,26 @@ mod tests {
         }
     }
 
+    /// What a relay takes whose thread does nothing.
+    #[test]
+    fn what_waits_is_bounded() {
+        let (parcels, _queue) = mpsc::channel();
+        let counters = Arc::new(super::super::Counters::default());
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let relay =
+            Relay { parcels: Some(parcels), waiting: waiting.clone(), counters, thread: None };
+        for parcels in 1..=2 * BACKLOG / (64 * 60_000) {
+            let mut parcel = Parcel::default();
+            (0..64).for_each(|_| parcel.add(&[0; 60_000]));
+            relay.pass(parcel);
+            let waiting = waiting.load(Ordering::Relaxed);
+            assert!(waiting <= BACKLOG);
+            let taken = waiting / 60_000;
+            assert_eq!(relay.counters.relay.shed.get(), (parcels * 64 - taken) as u64);
+        }
+        assert!(relay.counters.relay.shed.get() > 0);
+    }
+
     #[test]
     fn the_way_to_oneself_is_known() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();

@@ -317,6 +317,34 @@ fn fireflies_are_relayed_as_they_came() {
     assert_eq!(counters.relay.sent.get(), 6);
 }
 
+#[test]
+fn a_collector_by_name_gets_fireflies_once_its_address_is_known() {
+    let sink = sender("[::1]:0");
+    let at = sink.local_addr().unwrap();
+    let mut listener = listener("127.0.0.1:0", Rules::default());
+    let lookup = move |host: &str, port| {
+        assert_eq!((host, port), ("collector.example", 1));
+        Ok(vec![at])
+    };
+    let collectors = vec![Collector::parse("collector.example:1").unwrap()];
+    let (own, counters) = (listener.address(), listener.counters());
+    let relay = Relay::start(collectors, own, counters, Box::new(lookup), Pace::default());
+    listener.relay_by(relay.unwrap());
+    let rig = Rig::start(listener);
+    let socket = sender("127.0.0.1:0");
+    let mut flows = 0;
+    wait_for(|| {
+        flows += 1;
+        socket.send_to(of_port("start", flows).as_bytes(), rig.address).unwrap();
+        rig.counters.relay.sent.get() > 0
+    });
+    sink.recv(&mut [0; 4096]).unwrap();
+    let counters = rig.counters.clone();
+    rig.stop();
+    let (sent, unresolved) = (counters.relay.sent.get(), counters.relay.unresolved.get());
+    assert_eq!(sent + unresolved, flows as u64);
+}
+
 /// Two relays that name each other, themselves, and a collector.
 #[test]
 fn a_loop_of_relays_ends() {
