@@ -128,6 +128,8 @@ fn defect_19_start_and_end_keep_their_order() {
     let socket = sender("[::1]:0");
     socket.connect(rig.address).unwrap();
     for pair in 1..=PAIRS {
+        // Who is not root may have little room.
+        wait_for(|| rig.counters.received.get() + 100 >= 2 * pair as u64);
         socket.send(of_port("start", pair).as_bytes()).unwrap();
         let since = Instant::now();
         while since.elapsed() < Duration::from_micros(10) {
@@ -281,11 +283,11 @@ fn defect_20_bad_datagrams_cost_a_counter_and_nothing_else() {
 fn what_came_before_the_stop_is_taken() {
     let listener = listener("127.0.0.1:0", Rules::default());
     let socket = sender("127.0.0.1:0");
-    for port in 1..=1000 {
+    for port in 1..=100 {
         socket.send_to(of_port("start", port).as_bytes(), listener.address()).unwrap();
     }
     let rig = Rig::start(listener);
-    assert_eq!(rig.stop().len(), 1000);
+    assert_eq!(rig.stop().len(), 100);
 }
 
 #[test]
