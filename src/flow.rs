@@ -339,8 +339,9 @@ pub struct FlowEvent {
     pub time: Option<Timestamp>,
     /// The program that the flow belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
-    /// What the flow has carried so far, if the sender counts it.
-    pub usage: Option<Usage>,
+    /// What the flow has carried so far, if the sender counts it. Boxed since many
+    /// events wait and few have it.
+    pub usage: Option<Box<Usage>>,
 }
 
 /// An open flow, as the flow table has it and as backends see it.
@@ -355,14 +356,33 @@ pub struct Flow {
     pub label: u32,
     /// When it began.
     pub start: Timestamp,
-    /// When it was last heard of: a clock reading of this host.
-    pub heard: Timestamp,
     /// The plugin that reported it, by configuration key.
     pub source: &'static str,
     /// The program that it belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
+    /// What was told of it since it was opened. Most flows have none, so it is apart.
+    pub news: Option<Arc<News>>,
+}
+
+/// What was told of an open flow besides its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// When something was last heard of it: a clock reading of this host.
+    pub heard: Timestamp,
     /// What it has carried so far, if a sender counted it.
     pub usage: Option<Usage>,
+}
+
+impl Flow {
+    /// When it was last heard of.
+    pub fn heard(&self) -> Timestamp {
+        self.news.as_ref().map_or(self.start, |news| news.heard)
+    }
+
+    /// What it has carried so far, if a sender counted it.
+    pub fn usage(&self) -> Option<Usage> {
+        self.news.as_ref().and_then(|news| news.usage)
+    }
 }
 
 #[cfg(test)]

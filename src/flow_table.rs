@@ -6,10 +6,11 @@
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 use crate::closed::Closed;
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp, Usage};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Timestamp, Usage};
 
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
@@ -82,10 +83,9 @@ struct Stored {
     tag: crate::flow::Tag,
     label: u32,
     start: Timestamp,
-    heard: Timestamp,
     source: &'static str,
-    application: Option<std::sync::Arc<str>>,
-    usage: Option<Usage>,
+    application: Option<Arc<str>>,
+    news: Option<Arc<News>>,
 }
 
 impl Stored {
@@ -95,17 +95,16 @@ impl Stored {
             tag: self.tag,
             label: self.label,
             start: self.start,
-            heard: self.heard,
             source: self.source,
             application: self.application.clone(),
-            usage: self.usage,
+            news: self.news.clone(),
         }
     }
 
     /// Takes note of an event at `now`.
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
-        self.heard = now;
-        self.usage = usage.or(self.usage);
+        let usage = usage.or_else(|| self.news.as_ref()?.usage);
+        self.news = Some(Arc::new(News { heard: now, usage }));
     }
 }
 
@@ -123,7 +122,11 @@ impl FlowTable {
                 let start = event.time.unwrap_or(now);
                 let label = event.tag.label(self.key.entropy(&id));
                 let FlowEvent { tag, application, usage, .. } = event;
-                let new = Stored { tag, label, start, heard: now, source, application, usage };
+                let usage = usage.map(|usage| *usage);
+                let mut new = Stored { tag, label, start, source, application, news: None };
+                if start != now || usage.is_some() {
+                    new.hear(usage, now);
+                }
                 match self.flows.entry(id) {
                     Entry::Vacant(_) if self.closed.covers(&id, event.time) => Change::Stale,
                     Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id)),
@@ -149,7 +152,9 @@ impl FlowTable {
                     return Change::Unknown;
                 };
                 self.give_memory_back();
-                stored.hear(event.usage, now);
+                if let Some(usage) = event.usage {
+                    stored.hear(Some(*usage), now);
+                }
                 self.closed.note(id, stored.start, end.max(stored.start));
                 Change::Closed(stored.flow(id))
             }
@@ -210,10 +215,10 @@ mod tests {
         assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
         let again = table.apply(event(FlowState::Start, 7, 16), "namedPipe", Timestamp(6));
         assert_eq!(again, Change::Repeated);
-        let flow = Flow { heard: Timestamp(6), ..flow };
+        let news = News { heard: Timestamp(6), usage: None };
+        let flow = Flow { news: Some(Arc::new(news)), ..flow };
         assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
         let closed = table.apply(event(FlowState::End, 7, 1), "api", Timestamp(7));
-        let flow = Flow { heard: Timestamp(7), ..flow };
         assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
         let unknown = table.apply(event(FlowState::End, 7, 16), "api", Timestamp(8));
         assert_eq!((unknown, table.count()), (Change::Unknown, 0));
@@ -237,15 +242,18 @@ mod tests {
     #[test]
     fn an_ongoing_event_updates_totals_and_opens_what_is_not_open() {
         let usage = |sent| Some(Usage { received: 1, sent });
-        let told = |state, time, usage| FlowEvent {
+        let told = |state, time, usage: Option<Usage>| FlowEvent {
             time: Some(Timestamp(time)),
-            usage,
+            usage: usage.map(Box::new),
             ..event(state, 7, 16)
         };
         let mut table = table();
         let opened = table.apply(told(FlowState::Ongoing, 3, usage(10)), "firefly", Timestamp(5));
         let Change::Opened(flow) = opened else { panic!("{opened:?}") };
-        assert_eq!((flow.start, flow.heard, flow.usage), (Timestamp(3), Timestamp(5), usage(10)));
+        assert_eq!(
+            (flow.start, flow.heard(), flow.usage()),
+            (Timestamp(3), Timestamp(5), usage(10))
+        );
         // It says nothing of the tag and the start of a flow that is known.
         for (sent, at) in [(20, 6), (30, 7)] {
             let other = FlowEvent {
@@ -253,12 +261,13 @@ mod tests {
                 ..told(FlowState::Ongoing, 4, usage(sent))
             };
             assert_eq!(table.apply(other, "api", Timestamp(at)), Change::Goes);
-            let now = Flow { heard: Timestamp(at), usage: usage(sent), ..flow.clone() };
+            let news = News { heard: Timestamp(at), usage: usage(sent) };
+            let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
             assert_eq!(table.flows(), [now]);
         }
         let closed = table.apply(told(FlowState::End, 9, None), "firefly", Timestamp(9));
         let Change::Closed(closed) = closed else { panic!("{closed:?}") };
-        assert_eq!(closed.usage, usage(30), "the last totals that were told");
+        assert_eq!(closed.usage(), usage(30), "the last totals that were told");
     }
 
     /// As when the network changes the order of datagrams, or a firefly comes back.

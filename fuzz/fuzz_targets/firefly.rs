@@ -3,8 +3,10 @@
 //! our own encoder would write and read again.
 #![no_main]
 
+use std::sync::Arc;
+
 use glowd::firefly::{decode, Encoder, Header};
-use glowd::flow::{Flow, FlowState, Tag, Timestamp};
+use glowd::flow::{Flow, FlowState, News, Tag, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
 const GOOD: &[u8] = br#"<134>1 - se1 xrootd - firefly-json - {"version":1,"flow-lifecycle":{"state":"end","start-time":"2024-11-26T10:00:00.25+00:00","end-time":"2024-11-26T10:00:01Z"},"usage":{"received":1,"sent":2},"netlink":{"rtt":0.1},"context":{"experiment-id":2,"activity-id":16,"application":"x"},"flow-id":{"afi":"ipv6","src-ip":"2001:db8::1","dst-ip":"2001:db8::2","protocol":"tcp","src-port":2345,"dst-port":1094}}"#;
@@ -37,10 +39,9 @@ fn judge(datagram: &[u8]) {
         tag: event.tag,
         label: 0,
         start,
-        heard: start,
         source: "fuzz",
         application: event.application,
-        usage: event.usage,
+        news: Some(Arc::new(News { heard: start, usage: report.usage })),
     };
     let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
     let mut written = Vec::new();

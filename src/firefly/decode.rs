@@ -61,7 +61,8 @@ impl Report {
     pub fn event(self) -> Result<FlowEvent, String> {
         let Report { state, id, ids, start, end, application, usage } = self;
         let time = if state == FlowState::End { end } else { start };
-        Ok(FlowEvent { state, id, tag: Tag::new(ids.0, ids.1)?, time, application, usage })
+        let (tag, usage) = (Tag::new(ids.0, ids.1)?, usage.map(Box::new));
+        Ok(FlowEvent { state, id, tag, time, application, usage })
     }
 }
 

@@ -168,17 +168,19 @@ fn fireflies_of_each_sender_are_read() {
 #[test]
 fn our_own_are_read() {
     use super::super::{Encoder, MAX_LEN};
-    use crate::flow::Flow;
+    use crate::flow::{Flow, News};
     for (host, application) in [(Some(&b"se1"[..]), Some("a \"b\" \\ {[")), (None, None)] {
         let flow = Flow {
             id: id(SRC, DST),
             tag: Tag::new(2, 16).unwrap(),
             label: 0,
             start: Timestamp(1_632_309_147_808_092),
-            heard: Timestamp(0),
             source: "test",
             application: application.map(Into::into),
-            usage: Some(Usage { received: 0, sent: u64::MAX }),
+            news: Some(Arc::new(News {
+                heard: Timestamp(0),
+                usage: Some(Usage { received: 0, sent: u64::MAX }),
+            })),
         };
         for end in [None, Some(Timestamp(1_632_309_147_808_093))] {
             let mut datagram = Vec::new();
@@ -188,7 +190,7 @@ fn our_own_are_read() {
             let state = if end.is_some() { FlowState::End } else { FlowState::Start };
             assert_eq!((found.state, found.id, found.ids), (state, flow.id, (2, 16)));
             assert_eq!((found.start, found.end), (Some(flow.start), end));
-            assert_eq!(found.usage, flow.usage.filter(|_| end.is_some()));
+            assert_eq!(found.usage, flow.usage().filter(|_| end.is_some()));
             let own = concat!("glowd v", env!("CARGO_PKG_VERSION"));
             assert_eq!(found.application.as_deref(), Some(application.unwrap_or(own)));
         }

@@ -136,7 +136,7 @@ impl Encoder {
             },
             // Only at the end are they those of the flow as a whole.
             usage: flow
-                .usage
+                .usage()
                 .filter(|_| end.is_some())
                 .map(|Usage { received, sent }| Totals { received, sent }),
         };
@@ -166,7 +166,8 @@ fn sanitise(text: &str, out: &mut String) {
 mod tests {
     use super::super::MAX_LEN;
     use super::*;
-    use crate::flow::{FlowId, Protocol, Tag};
+    use crate::flow::{FlowId, News, Protocol, Tag};
+    use std::sync::Arc;
 
     fn flow(application: Option<&str>) -> Flow {
         let ends = ["[2001:db8::1]:2345", "[2001:db8:0:1::2]:1094"].map(|end| end.parse().unwrap());
@@ -176,11 +177,14 @@ mod tests {
             tag,
             label: tag.label(0),
             start: Timestamp(1_632_309_147_808_092),
-            heard: Timestamp(1_632_309_147_808_092),
             source: "test",
             application: application.map(Into::into),
-            usage: None,
+            news: None,
         }
+    }
+
+    fn carried(received: u64, sent: u64) -> Option<Arc<News>> {
+        Some(Arc::new(News { heard: Timestamp(0), usage: Some(Usage { received, sent }) }))
     }
 
     fn encoded(hostname: Option<&[u8]>, flow: &Flow, end: Option<Timestamp>) -> String {
@@ -219,8 +223,7 @@ mod tests {
 
     #[test]
     fn an_end_says_what_the_flow_has_carried() {
-        let usage = Some(Usage { received: 1234, sent: 5_000_000_000 });
-        let flow = Flow { usage, ..flow(None) };
+        let flow = Flow { news: carried(1234, 5_000_000_000), ..flow(None) };
         let end = encoded(None, &flow, Some(flow.start));
         assert!(end.ends_with(r#"},"usage":{"received":1234,"sent":5000000000}}"#), "{end}");
         assert!(!encoded(None, &flow, None).contains("usage"));
@@ -265,8 +268,8 @@ mod tests {
         let ends = ends.map(|end| end.parse().unwrap());
         let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
         let tag = Tag::new(511, 63).unwrap();
-        let usage = Some(Usage { received: u64::MAX, sent: u64::MAX });
-        let flow = Flow { id, tag, usage, ..flow(Some(&"\\".repeat(1000))) };
+        let news = carried(u64::MAX, u64::MAX);
+        let flow = Flow { id, tag, news, ..flow(Some(&"\\".repeat(1000))) };
         let host = format!("{0}.{0}.{0}.{0}", "a".repeat(63));
         let longest = encoded(Some(host.as_bytes()), &flow, Some(Timestamp(0)));
         assert!(longest.contains(&host));

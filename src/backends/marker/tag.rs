@@ -73,7 +73,7 @@ mod tests {
         let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
         let tag = Tag::new(2, activity).unwrap();
         let (label, start) = (tag.label(0), Timestamp(0));
-        Flow { id, tag, label, start, heard: start, source: "test", application: None, usage: None }
+        Flow { id, tag, label, start, source: "test", application: None, news: None }
     }
 
     #[test]

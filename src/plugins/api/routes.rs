@@ -229,10 +229,10 @@ fn write_flow(flow: &Flow, out: &mut Vec<u8>) {
         out.extend_from_slice(br#","application":"#);
         write_json(out, &**application);
     }
-    if let Some(Usage { received, sent }) = flow.usage {
+    if let Some(Usage { received, sent }) = flow.usage() {
         let _ = write!(out, r#","usage":{{"received":{received},"sent":{sent}}}"#);
     }
-    let _ = write!(out, r#","lastHeard":"{}"}}"#, flow.heard);
+    let _ = write!(out, r#","lastHeard":"{}"}}"#, flow.heard());
 }
 
 /// Asks the dispatcher, through which everything goes.

@@ -146,7 +146,7 @@ fn defect_19_start_and_end_keep_their_order() {
         assert!(
             matches!(told, [Event::Start(start), Event::End(end, _)]
                 if start.id == end.id && start.id.src().port() == port
-                    && end.usage == Some(Usage { received: 1, sent: 2 })),
+                    && end.usage() == Some(Usage { received: 1, sent: 2 })),
             "{told:?}"
         );
     }
@@ -200,7 +200,7 @@ fn the_source_is_this_host_if_either_end_is() {
     flows.sort_by_key(|flow| flow.id.dst().port());
     let found: Vec<_> = flows
         .iter()
-        .map(|flow| (flow.id.to_string(), flow.usage.map(|usage| usage.sent)))
+        .map(|flow| (flow.id.to_string(), flow.usage().map(|usage| usage.sent)))
         .collect();
     let id = |src: &str, dst: &str| format!("tcp {src} -> {dst}");
     let expected =
