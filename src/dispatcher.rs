@@ -32,6 +32,10 @@ const INBOX: usize = 64;
 /// Which plugin tells, and how it knows.
 type Source = (&'static str, Authority);
 
+/// Logs the counters of a plugin. The dispatcher calls it: plugins wait for the
+/// outside and cannot be told.
+pub type Reporter = Box<dyn Fn() + Send>;
+
 /// What the dispatcher is told.
 enum Message {
     Events {
@@ -43,6 +47,7 @@ enum Message {
     Count(Sender<usize>),
     Malformed(u64),
     Report,
+    Reporter(Reporter),
     Ready(Sender<()>),
     Reload(Reload, Sender<()>),
     /// Blocks the dispatcher until the other end hangs up.
@@ -196,6 +201,12 @@ impl Inlet {
         let _ = self.messages.send(Message::Report);
     }
 
+    /// Has `reporter` called whenever somebody asks for the counters.
+    pub fn report_with(&self, reporter: Reporter) {
+        // A daemon that is stopping reports no more.
+        let _ = self.messages.send(Message::Reporter(reporter));
+    }
+
     /// The same way in, for another plugin.
     #[must_use]
     pub fn for_source(&self, source: &'static str) -> Self {
@@ -219,6 +230,7 @@ struct Counters {
     retagged: u64,
     unknown_ends: u64,
     outranked: u64,
+    stale: u64,
     refused: u64,
     malformed: u64,
 }
@@ -230,6 +242,7 @@ pub struct Dispatcher {
     table: FlowTable,
     admission: Arc<Admission>,
     counters: Counters,
+    reporters: Vec<Reporter>,
     names: Option<Arc<Names>>,
     /// None: there is no service manager to be told anything.
     pulse: Option<Pulse>,
@@ -251,6 +264,7 @@ impl Dispatcher {
             table: FlowTable::new(key),
             admission,
             counters: Counters::default(),
+            reporters: Vec::new(),
             names: None,
             pulse: None,
         };
@@ -286,6 +300,7 @@ impl Dispatcher {
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Malformed(events) => self.counters.malformed += events,
                 Message::Report => self.report(),
+                Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {
                     self.tell_ready(None);
                     let _ = answer.send(());
@@ -373,7 +388,7 @@ impl Dispatcher {
         let (mut growth, mut most) = (0_isize, None);
         for event in events {
             let now = open.entry(event.id).or_insert_with(|| self.table.contains(&event.id));
-            let then = event.state == FlowState::Start;
+            let then = event.state != FlowState::End;
             growth += isize::from(then) - isize::from(*now);
             if then && !*now {
                 most = most.max(Some(growth));
@@ -396,7 +411,7 @@ impl Dispatcher {
         for event in events {
             let (id, time, state) = (event.id, event.time.unwrap_or(now), event.state);
             let about = |tag| About::new(source.0, state, id, tag, registry);
-            if tickets == 0 && state == FlowState::Start && !self.table.contains(&id) {
+            if tickets == 0 && state != FlowState::End && !self.table.contains(&id) {
                 if !self.admission.reserve(1) {
                     about(Some(event.tag)).debug(format_args!("refused, the flow table is full"));
                     refused += 1;
@@ -440,6 +455,11 @@ impl Dispatcher {
                     about(Some(told)).debug(format_args!("open already"));
                     self.counters.repeated += 1;
                 }
+                Change::Goes => about(Some(told)).debug(format_args!("goes on")),
+                Change::Stale => {
+                    about(Some(told)).debug(format_args!("over already"));
+                    self.counters.stale += 1;
+                }
                 Change::Unknown => {
                     about(None).debug(format_args!("not open"));
                     self.counters.unknown_ends += 1;
@@ -462,29 +482,23 @@ impl Dispatcher {
     }
 
     fn report(&mut self) {
-        let Counters {
-            started,
-            ended,
-            repeated,
-            retagged,
-            unknown_ends,
-            outranked,
-            refused,
-            malformed,
-        } = self.counters;
+        let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
+        let Counters { stale, outranked, refused, malformed, .. } = self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {outranked} outranked, \
-             {refused} refused, {malformed} malformed",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {stale} late, \
+             {outranked} outranked, {refused} refused, {malformed} malformed",
             self.table.count(),
             self.admission.limit()
         );
+        self.reporters.iter().for_each(|report| report());
         self.hand_out(vec![Event::Report]);
     }
 }
 
+/// How many of them may open a flow.
 fn starts(events: &[FlowEvent]) -> usize {
-    events.iter().filter(|event| event.state == FlowState::Start).count()
+    events.iter().filter(|event| event.state != FlowState::End).count()
 }
 
 #[cfg(test)]

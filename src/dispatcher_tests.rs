@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 fn event(state: FlowState, port: u16) -> FlowEvent {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
     let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
-    FlowEvent { state, id, tag: Tag::new(2, 16).unwrap(), time: None, application: None }
+    let tag = Tag::new(2, 16).unwrap();
+    FlowEvent { state, id, tag, time: None, application: None, usage: None }
 }
 use FlowState::{End, Start};
 

@@ -284,6 +284,8 @@ impl fmt::Display for Timestamp {
 pub enum FlowState {
     /// The flow begins.
     Start,
+    /// The flow has begun before and goes on.
+    Ongoing,
     /// The flow ends.
     End,
 }
@@ -293,29 +295,53 @@ impl FlowState {
     pub fn name(self) -> &'static str {
         match self {
             FlowState::Start => "start",
+            FlowState::Ongoing => "ongoing",
             FlowState::End => "end",
         }
     }
 
     /// The state of that name, in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        [FlowState::Start, FlowState::End].into_iter().find(|s| s.name().eq_ignore_ascii_case(text))
+        [FlowState::Start, FlowState::Ongoing, FlowState::End]
+            .into_iter()
+            .find(|state| state.name().eq_ignore_ascii_case(text))
+    }
+}
+
+/// How much a flow has carried so far, in octets of payload, as its source counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// What the source has received.
+    pub received: u64,
+    /// What the source has sent.
+    pub sent: u64,
+}
+
+impl Usage {
+    /// The same, as the other end counts.
+    #[must_use]
+    pub fn turned(self) -> Self {
+        Usage { received: self.sent, sent: self.received }
     }
 }
 
 /// What a plugin tells the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowEvent {
-    /// Start or end.
+    /// Start, ongoing or end.
     pub state: FlowState,
     /// Of which flow.
     pub id: FlowId,
     /// What the sender says the tag is; at an end the flow's own tag counts.
     pub tag: Tag,
-    /// When it happened, if the sender knows; else the time of arrival counts.
+    /// When the flow began or, at an end, when it was over, if the sender knows;
+    /// else the time of arrival counts.
     pub time: Option<Timestamp>,
     /// The program that the flow belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
+    /// What the flow has carried so far, if the sender counts it. Boxed since many
+    /// events wait and few have it.
+    pub usage: Option<Box<Usage>>,
 }
 
 /// An open flow, as the flow table has it and as backends see it.
@@ -334,6 +360,29 @@ pub struct Flow {
     pub source: &'static str,
     /// The program that it belongs to, if the sender named it.
     pub application: Option<Arc<str>>,
+    /// What was told of it since it was opened. Most flows have none, so it is apart.
+    pub news: Option<Arc<News>>,
+}
+
+/// What was told of an open flow besides its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// When something was last heard of it: a clock reading of this host.
+    pub heard: Timestamp,
+    /// What it has carried so far, if a sender counted it.
+    pub usage: Option<Usage>,
+}
+
+impl Flow {
+    /// When it was last heard of.
+    pub fn heard(&self) -> Timestamp {
+        self.news.as_ref().map_or(self.start, |news| news.heard)
+    }
+
+    /// What it has carried so far, if a sender counted it.
+    pub fn usage(&self) -> Option<Usage> {
+        self.news.as_ref().and_then(|news| news.usage)
+    }
 }
 
 #[cfg(test)]

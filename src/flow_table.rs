@@ -6,9 +6,11 @@
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
+use crate::closed::Closed;
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Timestamp, Usage};
 
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
@@ -82,10 +84,15 @@ pub enum Authority {
 pub enum Change {
     /// A flow was opened.
     Opened(Flow),
-    /// The flow was open, with this very tag: nothing changed.
+    /// The flow was open, with this very tag: nothing changed but when it was last
+    /// heard of and, if the event tells, what it has carried.
     Repeated,
     /// A plugin that was told of the flow has it: what another found has no effect.
     Outranked,
+    /// Of an open flow, that it goes on: the same.
+    Goes,
+    /// Late news of a flow that is over: nothing changed.
+    Stale,
     /// The flow was open with another tag: that one is over, this one is open.
     Retagged {
         /// As it was.
@@ -103,6 +110,8 @@ pub enum Change {
 #[derive(Debug)]
 pub struct FlowTable {
     flows: HashMap<FlowId, Stored>,
+    /// Those that are over since a short time.
+    closed: Closed,
     key: EntropyKey,
 }
 
@@ -114,7 +123,8 @@ struct Stored {
     start: Timestamp,
     source: &'static str,
     authority: Authority,
-    application: Option<std::sync::Arc<str>>,
+    application: Option<Arc<str>>,
+    news: Option<Arc<News>>,
 }
 
 impl Stored {
@@ -126,14 +136,21 @@ impl Stored {
             start: self.start,
             source: self.source,
             application: self.application.clone(),
+            news: self.news.clone(),
         }
+    }
+
+    /// Takes note of an event at `now`.
+    fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
+        let usage = usage.or_else(|| self.news.as_ref()?.usage);
+        self.news = Some(Arc::new(News { heard: now, usage }));
     }
 }
 
 impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
-        FlowTable { flows: HashMap::new(), key }
+        FlowTable { flows: HashMap::new(), closed: Closed::default(), key }
     }
 
     /// Applies an event that arrived at `now` from the plugin `source`, which knows of
@@ -149,16 +166,27 @@ impl FlowTable {
             return Change::Outranked;
         }
         match event.state {
-            FlowState::Start => {
+            FlowState::Start | FlowState::Ongoing => {
                 let start = event.time.unwrap_or(now);
                 let label = event.tag.label(self.key.entropy(&id));
-                let application = event.application;
-                let new = Stored { tag: event.tag, label, start, source, authority, application };
+                let FlowEvent { tag, application, usage, .. } = event;
+                let usage = usage.map(|usage| *usage);
+                let mut new =
+                    Stored { tag, label, start, source, authority, application, news: None };
+                if start != now || usage.is_some() {
+                    new.hear(usage, now);
+                }
                 match self.flows.entry(id) {
+                    Entry::Vacant(_) if self.closed.covers(&id, event.time) => Change::Stale,
                     Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id)),
-                    Entry::Occupied(mut slot) if slot.get().tag == event.tag => {
+                    Entry::Occupied(mut slot) if event.state == FlowState::Ongoing => {
+                        slot.get_mut().hear(usage, now);
+                        Change::Goes
+                    }
+                    Entry::Occupied(mut slot) if slot.get().tag == tag => {
                         // From now on only they who were told can end it.
                         slot.get_mut().authority = authority;
+                        slot.get_mut().hear(usage, now);
                         Change::Repeated
                     }
                     Entry::Occupied(mut slot) => {
@@ -167,13 +195,20 @@ impl FlowTable {
                     }
                 }
             }
-            FlowState::End => match self.flows.remove(&id) {
-                Some(stored) => {
-                    self.give_memory_back();
-                    Change::Closed(stored.flow(id))
+            FlowState::End => {
+                let end = event.time.unwrap_or(now);
+                let Some(mut stored) = self.flows.remove(&id) else {
+                    // Its start may be on its way: UDP keeps no order.
+                    self.closed.note(id, end, end);
+                    return Change::Unknown;
+                };
+                self.give_memory_back();
+                if let Some(usage) = event.usage {
+                    stored.hear(Some(*usage), now);
                 }
-                None => Change::Unknown,
-            },
+                self.closed.note(id, stored.start, end.max(stored.start));
+                Change::Closed(stored.flow(id))
+            }
         }
     }
 
@@ -207,6 +242,7 @@ mod tests {
 
     const API: (&str, Authority) = ("api", Authority::Told);
     const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
+    const FIREFLY: (&str, Authority) = ("firefly", Authority::Told);
     const FINDER: (&str, Authority) = ("netlink", Authority::Found);
 
     fn event(state: FlowState, port: u16, activity: u64) -> FlowEvent {
@@ -218,6 +254,7 @@ mod tests {
             tag: Tag::new(2, activity).unwrap(),
             time: None,
             application: None,
+            usage: None,
         }
     }
 
@@ -234,6 +271,8 @@ mod tests {
         assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
         let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
         assert_eq!(again, Change::Repeated);
+        let news = News { heard: Timestamp(6), usage: None };
+        let flow = Flow { news: Some(Arc::new(news)), ..flow };
         assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
         let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
         assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
@@ -254,6 +293,60 @@ mod tests {
         }
         assert_eq!(labels.len(), 2);
         assert_eq!(labels[0], labels[1]);
+    }
+
+    #[test]
+    fn an_ongoing_event_updates_totals_and_opens_what_is_not_open() {
+        let usage = |sent| Some(Usage { received: 1, sent });
+        let told = |state, time, usage: Option<Usage>| FlowEvent {
+            time: Some(Timestamp(time)),
+            usage: usage.map(Box::new),
+            ..event(state, 7, 16)
+        };
+        let mut table = table();
+        let opened = table.apply(told(FlowState::Ongoing, 3, usage(10)), FIREFLY, Timestamp(5));
+        let Change::Opened(flow) = opened else { panic!("{opened:?}") };
+        assert_eq!(
+            (flow.start, flow.heard(), flow.usage()),
+            (Timestamp(3), Timestamp(5), usage(10))
+        );
+        // It says nothing of the tag and the start of a flow that is known.
+        for (sent, at) in [(20, 6), (30, 7)] {
+            let other = FlowEvent {
+                tag: Tag::new(3, 1).unwrap(),
+                ..told(FlowState::Ongoing, 4, usage(sent))
+            };
+            assert_eq!(table.apply(other, API, Timestamp(at)), Change::Goes);
+            let news = News { heard: Timestamp(at), usage: usage(sent) };
+            let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
+            assert_eq!(table.flows(), [now]);
+        }
+        let closed = table.apply(told(FlowState::End, 9, None), FIREFLY, Timestamp(9));
+        let Change::Closed(closed) = closed else { panic!("{closed:?}") };
+        assert_eq!(closed.usage(), usage(30), "the last totals that were told");
+    }
+
+    /// As when the network changes the order of datagrams, or a firefly comes back.
+    #[test]
+    fn late_news_open_no_flow_again() {
+        let at = |state, time| FlowEvent { time: Some(Timestamp(time)), ..event(state, 7, 16) };
+        let mut table = table();
+        table.apply(at(FlowState::Start, 10), FIREFLY, Timestamp(11));
+        table.apply(at(FlowState::End, 20), FIREFLY, Timestamp(21));
+        for (state, time) in [(FlowState::Start, 10), (FlowState::Ongoing, 19)] {
+            assert_eq!(table.apply(at(state, time), FIREFLY, Timestamp(22)), Change::Stale);
+        }
+        let next = table.apply(at(FlowState::Start, 20), FIREFLY, Timestamp(23));
+        assert!(matches!(next, Change::Opened(_)), "the same 5-tuple, used again: {next:?}");
+        table.apply(at(FlowState::End, 30), FIREFLY, Timestamp(31));
+        // Who does not say when means now.
+        let now = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(32));
+        assert!(matches!(now, Change::Opened(_)), "{now:?}");
+        // The end overtook the start.
+        let early = FlowEvent { time: Some(Timestamp(50)), ..event(FlowState::End, 8, 16) };
+        assert_eq!(table.apply(early, FIREFLY, Timestamp(51)), Change::Unknown);
+        let late = FlowEvent { time: Some(Timestamp(40)), ..event(FlowState::Start, 8, 16) };
+        assert_eq!(table.apply(late, FIREFLY, Timestamp(52)), Change::Stale);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!     plugins/*  --FlowEvent-->  dispatcher  --Event-->  backends/*
 //!     named_pipe                 flow_table              marker   -> eBPF map, egress packets
 //!     api                        (one thread)            firefly  -> UDP datagrams
+//!     firefly
 //!     (one thread each)                                  (one thread each)
 //!
 //!     main thread: daemon.rs waits for a signal or a dead worker; reload.rs on SIGHUP
@@ -19,6 +20,7 @@ pub mod scitag;
 
 pub mod plugins;
 
+pub mod closed;
 pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;

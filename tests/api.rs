@@ -50,6 +50,8 @@ fn a_flow_is_taken_listed_and_ended() {
         "startTime": "2024-11-26T10:00:00.000000+00:00"});
     expected["label"] = json!(label);
     expected["labelHex"] = json!(format!("{label:#07x}"));
+    expected["lastHeard"] = flows[0]["lastHeard"].clone();
+    assert!(flows[0]["lastHeard"].as_str() > flows[0]["startTime"].as_str(), "{}", flows[0]);
     assert_eq!(flows[0], expected);
     assert_eq!(client.ask("GET", "/healthz", "").json(), json!({"status": "ok", "flows": 3}));
 

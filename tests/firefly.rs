@@ -178,7 +178,7 @@ fn is_empty(socket: &UdpSocket) -> bool {
 fn event(state: FlowState, protocol: Protocol, src: &str, dst: &str) -> FlowEvent {
     let id = FlowId::new(protocol, src.parse().unwrap(), dst.parse().unwrap()).unwrap();
     let tag = Tag::new(2, 16).unwrap();
-    FlowEvent { state, id, tag, time: None, application: None }
+    FlowEvent { state, id, tag, time: None, application: None, usage: None }
 }
 
 fn tcp6(state: FlowState, src_port: u16) -> FlowEvent {
@@ -229,7 +229,7 @@ fn odd_hostnames_do_not_lose_the_firefly() {
     let id = event(Start, Protocol::Tcp, "[2001:db8::1]:1", "[2001:db8::2]:2").id;
     let tag = Tag::new(1, 1).unwrap();
     let start = Timestamp::now();
-    let flow = Flow { id, tag, label: 0, start, source: "test", application: None };
+    let flow = Flow { id, tag, label: 0, start, source: "test", application: None, news: None };
     let long = "x".repeat(300);
     for (name, host) in [
         ("se1.example.org", "se1.example.org"),

@@ -102,6 +102,12 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
             Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_),
             Json::Text(text),
         ) => Value::Text(judge_text(kind, text).map_err(problem)?),
+        // A choice may have true and false among its names.
+        (Kind::Choice(choices), Json::Bool(value))
+            if choices.iter().any(|choice| choice.name == value.to_string()) =>
+        {
+            Value::Text(value.to_string())
+        }
         (kind, json) => return Err(wrong(&json, &kind.expected())),
     };
     Ok(value)

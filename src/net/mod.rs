@@ -1,12 +1,16 @@
 //! Talking to the network and the kernel, in safe code.
 
+pub mod addresses;
+pub mod collectors;
 pub mod host;
 pub mod http;
+pub mod inbox;
 #[cfg(target_os = "linux")]
 pub mod interfaces;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
+pub mod prefix;
 #[cfg(target_os = "linux")]
 pub mod tc;
 pub mod udp;

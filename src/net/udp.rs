@@ -1,13 +1,16 @@
-//! UDP sockets that only send (udp(7), ipv6(7)).
+//! UDP sockets that only send, or only receive (udp(7), ipv6(7)).
 //!
 //! Runs on the thread of whoever asks, and owns nothing.
 
 use std::fmt;
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
-use nix::sys::socket::{setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType};
+use nix::sys::socket::{
+    bind, getsockopt, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType,
+    SockaddrStorage,
+};
 
 /// What a socket for sending is asked to buffer, in octets. The kernel gives less
 /// if it must. Datagrams to a neighbour that does not answer wait here for
@@ -57,6 +60,37 @@ pub fn sender(family: Family) -> io::Result<UdpSocket> {
     let socket = UdpSocket::from(fd);
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// A non-blocking socket that is bound to `address`; on the unspecified address of
+/// IPv6 it receives IPv4 as well. It is asked to buffer `buffer` octets, as the
+/// kernel counts them: more than twice what is in a small datagram. Returns how
+/// many it buffers.
+///
+/// # Errors
+/// The address is taken, or not one of this host.
+pub fn listener(address: SocketAddr, buffer: usize) -> io::Result<(UdpSocket, usize)> {
+    let domain = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = close_on_exec(domain)?;
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+    }
+    // Linux doubles what it is asked for, and means the doubled number.
+    let wish = if cfg!(target_os = "linux") { buffer / 2 } else { buffer };
+    #[cfg(target_os = "linux")] // goes beyond net.core.rmem_max, with CAP_NET_ADMIN
+    let forced = setsockopt(&fd, sockopt::RcvBufForce, &wish).is_ok();
+    #[cfg(not(target_os = "linux"))]
+    let forced = false;
+    if !forced {
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &wish);
+    }
+    #[cfg(target_os = "linux")] // since 2.6.33
+    setsockopt(&fd, sockopt::RxqOvfl, &1)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
+    let buffer = getsockopt(&fd, sockopt::RcvBuf)?;
+    let socket = UdpSocket::from(fd);
+    socket.set_nonblocking(true)?;
+    Ok((socket, buffer))
 }
 
 #[cfg(target_os = "linux")]

@@ -4,6 +4,7 @@
 //! two lines below.
 
 pub mod api;
+mod firefly;
 pub mod named_pipe;
 
 use crate::config::live::Live;
@@ -30,7 +31,7 @@ pub trait Plugin: Send {
 pub type Spec = part::Spec<dyn Plugin>;
 
 /// All plugins, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC];
+pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC, &firefly::SPEC];
 
 /// The example of CONTRIBUTING.md, which has to compile and to work.
 #[cfg(test)]

@@ -55,6 +55,7 @@ pub(crate) struct Tag {
 
 /// Rows of the specification's table.
 pub(crate) const ATLAS: Tag = Tag { experiment: 2, activity: 15, label: 0x1_003c };
+pub(crate) const ATLAS_OUTPUT: Tag = Tag { experiment: 2, activity: 16, label: 0x1_0040 };
 pub(crate) const CMS: Tag = Tag { experiment: 3, activity: 14, label: 0x3_0038 };
 
 /// Judges whether the packet carries the tag as the strategy demands, octet by

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use glowd::config::TOP;
@@ -18,6 +19,8 @@ const LIVE: &[(&str, fn())] = &[
     ("logLevel", log_level),
     ("plugins.namedPipe.mode", pipe_mode),
     ("plugins.namedPipe.group", pipe_group),
+    ("plugins.firefly.allowFrom", allow_from),
+    ("plugins.firefly.hasSyslogHeader", has_syslog_header),
     ("backends.firefly.sendToDestination", send_to_destination),
     ("backends.firefly.collectors", collectors),
     ("backends.firefly.destinationPort", destination_port),
@@ -49,6 +52,48 @@ fn every_key_that_is_live_is_obeyed() {
 
 fn collectors() {
     super::collectors_change_between_the_start_and_the_end_of_a_flow();
+}
+
+/// That with `before` as the value of `key` the plugin does not take a firefly, and
+/// with `after` it does.
+fn firefly_plugin(key: &str, before: Value, after: Value) {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut config = json!({"plugins": {"api": {}, "firefly": {"bindPort": port}}, "backends": {}});
+    config["plugins"]["firefly"][key] = before;
+    let mut daemon = Daemon::start(config.clone());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let send = |source: u16| {
+        let firefly = json!({
+            "version": 1,
+            "flow-lifecycle": {"state": "start", "start-time": "2026-01-02T03:04:05Z"},
+            "flow-id": {"afi": "ipv6", "src-ip": "2001:db8::1", "dst-ip": "2001:db8::2",
+                        "protocol": "tcp", "src-port": source, "dst-port": 1094},
+            "context": {"experiment-id": 2, "activity-id": 16}
+        });
+        socket.send_to(firefly.to_string().as_bytes(), ("127.0.0.1", port)).unwrap();
+    };
+    send(1);
+    wait_for("the datagram to be dropped", || {
+        daemon.lines().iter().any(|line| line.contains("dropped a datagram")).then_some(())
+    });
+    config["plugins"]["firefly"][key] = after;
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said.last(), Some(&format!("{RELOADED}changed plugins.firefly.{key}")));
+    // The plugin hears of it by and by.
+    let source = wait_for("a firefly to be taken", || {
+        send(2);
+        daemon.get("/flows").1["flows"][0]["src"].as_str().map(str::to_owned)
+    });
+    assert_eq!(source, "[2001:db8::1]:2");
+    daemon.stop(&["dropped a datagram", "backends: "]);
+}
+
+fn allow_from() {
+    firefly_plugin("allowFrom", json!(["192.0.2.0/24"]), json!(["local"]));
+}
+
+fn has_syslog_header() {
+    firefly_plugin("hasSyslogHeader", json!("true"), json!("auto"));
 }
 
 fn max_flows() {

@@ -7,9 +7,6 @@
 //! daemon neither stalls nor stops because somebody cannot be reached, and what
 //! waits for destinations holds up nothing for collectors.
 
-mod destinations;
-mod resolver;
-mod sender;
 #[cfg(test)]
 mod tests;
 
@@ -19,16 +16,19 @@ use std::sync::Arc;
 use log::{debug, error, info};
 use nix::errno::Errno;
 
-use self::destinations::takes_fireflies;
-use self::resolver::{Lookup, Pace, Resolver};
-use self::sender::{Letter, Outcome, Recipient, Sender};
 use super::{Backend, Spec};
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::firefly::Encoder;
 use crate::flow::{Flow, Timestamp};
+use crate::net::collectors::destinations::{self, takes_fireflies};
+use crate::net::collectors::resolver::{Lookup, Pace, Resolver};
+use crate::net::collectors::sender::{Letter, Outcome, Recipient, Sender};
 use crate::warn_limited;
+
+/// Where messages come from.
+const NAME: &str = "backends.firefly";
 
 /// How many events may wait. What is beyond is not sent, so that memory stays
 /// bounded when flows come faster than the network takes their fireflies.
@@ -210,7 +210,7 @@ impl Plan {
             collectors.push(Collector { name, addresses, current: 0 });
         }
         let resolver = (!names.is_empty())
-            .then(|| Resolver::start(names, lookup.clone(), pace))
+            .then(|| Resolver::start(NAME, names, lookup.clone(), pace))
             .transpose()?;
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let hostname = section.bool("prependSyslog").then_some(hostname.as_encoded_bytes());
@@ -240,7 +240,7 @@ struct Firefly {
 
 impl Firefly {
     fn new(section: &Section, lookup: Lookup, pace: Pace, backlog: usize) -> Result<Self> {
-        let sender = Sender::open()?;
+        let sender = Sender::open(NAME, true)?;
         let plan = Plan::new(section, &lookup, pace)?;
         let (counters, section) = (Counters::default(), section.clone());
         Ok(Firefly { plan, sender, counters, backlog, section, lookup, pace })

@@ -42,7 +42,7 @@ fn start(src_port: u16, dst: &str) -> FlowEvent {
     let src = SocketAddr::new(src.parse().unwrap(), src_port);
     let id = FlowId::new(Protocol::Tcp, src, dst).unwrap();
     let tag = Tag::new(1, 1).unwrap();
-    FlowEvent { state: FlowState::Start, id, tag, time: None, application: None }
+    FlowEvent { state: FlowState::Start, id, tag, time: None, application: None, usage: None }
 }
 
 /// A queue that holds these batches and has hung up.

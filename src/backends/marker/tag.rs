@@ -72,8 +72,8 @@ mod tests {
         let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
         let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
         let tag = Tag::new(2, activity).unwrap();
-        let label = tag.label(0);
-        Flow { id, tag, label, start: Timestamp(0), source: "test", application: None }
+        let (label, start) = (tag.label(0), Timestamp(0));
+        Flow { id, tag, label, start, source: "test", application: None, news: None }
     }
 
     #[test]

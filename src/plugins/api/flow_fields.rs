@@ -211,6 +211,7 @@ pub(super) fn state(raw: &Raw<'_>) -> Result<FlowState, String> {
             Err("\"ongoing\" is not taken; only start and end are".into())
         }
         Raw::Text(text) => {
+            // "ongoing" was met above.
             FlowState::parse(text).ok_or_else(|| format!("{raw} is neither \"start\" nor \"end\""))
         }
         _ => Err(format!("{raw} is neither \"start\" (0, 2) nor \"end\" (1, 3)")),

@@ -222,11 +222,11 @@ impl<'n> Judge<'n> {
         match (state, id, tag, application) {
             (Some(state), Some(id), Some(tag), Some(application)) if good => {
                 let time = match state {
-                    FlowState::Start => start,
+                    FlowState::Start | FlowState::Ongoing => start,
                     FlowState::End => end,
                 };
                 let time = time.flatten();
-                self.events.push(FlowEvent { state, id, tag, time, application });
+                self.events.push(FlowEvent { state, id, tag, time, application, usage: None });
             }
             _ => self.bad += 1,
         }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Usage};
 use crate::net::http::{Method, Request};
 use crate::registry::{Names, Registry};
 
@@ -154,7 +154,7 @@ fn dummy(call: &Call<'_>, state: FlowState, out: &mut Vec<u8>) -> u16 {
     let id = FlowId::new(Protocol::Tcp, end(2345), end(5777));
     match (id, Tag::new(Tag::MAX_EXPERIMENT, Tag::MAX_ACTIVITY)) {
         (Ok(id), Ok(tag)) => {
-            let event = FlowEvent { state, id, tag, time: None, application: None };
+            let event = FlowEvent { state, id, tag, time: None, application: None, usage: None };
             accept(call, vec![event], false, out)
         }
         (Err(message), _) | (_, Err(message)) => error(out, 500, &message),
@@ -240,7 +240,10 @@ fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
             write_json(out, text);
         }
     }
-    out.push(b'}');
+    if let Some(Usage { received, sent }) = flow.usage() {
+        let _ = write!(out, r#","usage":{{"received":{received},"sent":{sent}}}"#);
+    }
+    let _ = write!(out, r#","lastHeard":"{}"}}"#, flow.heard());
 }
 
 /// Asks the dispatcher, through which everything goes.

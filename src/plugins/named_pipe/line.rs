@@ -125,7 +125,7 @@ pub fn parse<'l>(line: &'l [u8], registry: &Registry) -> Result<Option<FlowEvent
         activity = text.split_whitespace().skip(7).collect::<Vec<_>>().join(" ").into();
         count = FIELDS.len();
     }
-    let state = FlowState::parse(fields[0]);
+    let state = FlowState::parse(fields[0]).filter(|state| *state != FlowState::Ongoing);
     let has_ids = count == FIELDS.len();
     if !has_ids && (count, state) != (WITHOUT_IDS, Some(FlowState::End)) {
         return Err(Fault::Count(count));
@@ -157,7 +157,7 @@ pub fn parse<'l>(line: &'l [u8], registry: &Registry) -> Result<Option<FlowEvent
     } else {
         Tag::new(1, 0).map_err(|why| Fault::Value { number: 7, why })?
     };
-    Ok(Some(FlowEvent { state, id, tag, time: None, application: None }))
+    Ok(Some(FlowEvent { state, id, tag, time: None, application: None, usage: None }))
 }
 
 /// A word that may be an id or a name. Names that do not pass here cannot be said in a

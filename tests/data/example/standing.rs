@@ -77,7 +77,8 @@ fn build(section: &Section, _: &Context) -> Result<Box<dyn Plugin>> {
 impl Plugin for Standing {
     fn run(self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         let Standing { id, tag } = *self;
-        let event = |state| FlowEvent { state, id, tag, time: None, application: None };
+        let event =
+            |state| FlowEvent { state, id, tag, time: None, application: None, usage: None };
         if let Err(refused) = out.send_each(vec![event(FlowState::Start)]) {
             log::error!("plugins.standing: {id} was not opened: {refused}");
         }

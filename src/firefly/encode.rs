@@ -1,27 +1,18 @@
-//! The firefly document: what is said of a flow in a UDP datagram, as JSON
-//! (RFC 8259) of the schema `firefly.schema.json` 1.0.0, behind the header of an
-//! RFC 5424 syslog message.
+//! Writes fireflies.
 //!
 //! Runs on the thread of the firefly backend and owns nothing but buffers. What
 //! it writes is never schema-invalid and never longer than [`MAX_LEN`], whatever
 //! the flow, the host's name and the sender of the flow event say.
 
-use std::io::Write;
 use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use crate::flow::{Flow, FlowState, Timestamp};
+use super::{syslog, MAX_APPLICATION};
+use crate::flow::{Flow, FlowState, Timestamp, Usage};
 
-/// The UDP port of firefly receivers.
-pub const PORT: u16 = 10514;
-
-/// The longest firefly in octets: the smallest MTU of IPv6 without the headers of
-/// IPv6 and UDP (RFC 8200 section 5), so that no firefly is ever fragmented.
-pub const MAX_LEN: usize = 1280 - 40 - 8;
-
-/// The longest `application` in octets, before JSON escapes it.
-const MAX_APPLICATION: usize = 128;
+#[cfg(doc)]
+use super::MAX_LEN;
 
 /// Who sends fireflies of flows whose sender named no application.
 const OWN_APPLICATION: &str = concat!("glowd v", env!("CARGO_PKG_VERSION"));
@@ -36,6 +27,8 @@ struct Firefly<'a> {
     flow_lifecycle: Lifecycle,
     flow_id: FlowId,
     context: Context<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Totals>,
 }
 
 #[derive(Serialize)]
@@ -67,6 +60,12 @@ struct Context<'a> {
     application: &'a str,
 }
 
+#[derive(Serialize)]
+struct Totals {
+    received: u64,
+    sent: u64,
+}
+
 /// A moment that has four digits for its year.
 #[derive(Clone, Copy)]
 struct Time(Timestamp);
@@ -96,7 +95,7 @@ impl Encoder {
     /// An encoder of fireflies with a syslog header that names the host
     /// `hostname`, which may be any bytes, or without header.
     pub fn new(hostname: Option<&[u8]>) -> Self {
-        let hostname = hostname.map(safe_hostname);
+        let hostname = hostname.map(syslog::safe_hostname);
         Encoder { hostname, application: String::with_capacity(MAX_APPLICATION) }
     }
 
@@ -135,43 +134,20 @@ impl Encoder {
                 activity_id: flow.tag.activity(),
                 application: application.unwrap_or(OWN_APPLICATION),
             },
+            // Only at the end are they those of the flow as a whole.
+            usage: flow
+                .usage()
+                .filter(|_| end.is_some())
+                .map(|Usage { received, sent }| Totals { received, sent }),
         };
         let written = match &self.hostname {
-            // Facility local0, severity info. Exactly one space between the
-            // fields: the collector drops what its pattern does not match.
-            Some(host) => write!(out, "<134>1 {} {host} glowd - firefly-json - ", now.0),
+            Some(host) => syslog::write(out, now.0, host),
             None => Ok(()),
         };
         written
             .and_then(|()| serde_json::to_writer(&mut *out, &firefly).map_err(Into::into))
             .expect("memory takes all bytes and no value is refused");
     }
-}
-
-/// The name of a host as a HOSTNAME that the collector's pattern takes whole:
-/// labels of letters, digits and inner hyphens, up to 63 octets each and 255 in
-/// all. Anything else becomes a hyphen; `-`, the nil value, if nothing is left.
-fn safe_hostname(name: &[u8]) -> String {
-    let mut safe = String::new();
-    for label in name.split(|byte| *byte == b'.') {
-        let byte = |byte: &u8| if byte.is_ascii_alphanumeric() { char::from(*byte) } else { '-' };
-        let label: String = label.iter().take(63).map(byte).collect();
-        let label = label.trim_matches('-');
-        if label.is_empty() {
-            continue;
-        }
-        if safe.len() + 1 + label.len() > 255 {
-            break;
-        }
-        if !safe.is_empty() {
-            safe.push('.');
-        }
-        safe.push_str(label);
-    }
-    if safe.is_empty() {
-        safe.push('-');
-    }
-    safe
 }
 
 /// Appends as much of `text` as an application may have: control characters,
@@ -188,8 +164,10 @@ fn sanitise(text: &str, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_LEN;
     use super::*;
-    use crate::flow::{FlowId, Protocol, Tag};
+    use crate::flow::{FlowId, News, Protocol, Tag};
+    use std::sync::Arc;
 
     fn flow(application: Option<&str>) -> Flow {
         let ends = ["[2001:db8::1]:2345", "[2001:db8:0:1::2]:1094"].map(|end| end.parse().unwrap());
@@ -201,7 +179,12 @@ mod tests {
             start: Timestamp(1_632_309_147_808_092),
             source: "test",
             application: application.map(Into::into),
+            news: None,
         }
+    }
+
+    fn carried(received: u64, sent: u64) -> Option<Arc<News>> {
+        Some(Arc::new(News { heard: Timestamp(0), usage: Some(Usage { received, sent }) }))
     }
 
     fn encoded(hostname: Option<&[u8]>, flow: &Flow, end: Option<Timestamp>) -> String {
@@ -239,26 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn hostnames_are_made_safe() {
-        let long = "a".repeat(100);
-        let deep = "abcdefghi.".repeat(30);
-        let rows: [(&[u8], &str); 12] = [
-            (b"se1.example.org", "se1.example.org"),
-            (b"se1.example.org.", "se1.example.org"),
-            (b"red_gridftp10", "red-gridftp10"),
-            (b"two words", "two-words"),
-            (b"_dmarc.-a-.example", "dmarc.a.example"),
-            (b"a..b", "a.b"),
-            (b"", "-"),
-            (b"_", "-"),
-            (b"\xff\x00\n.x", "x"),
-            ("büro".as_bytes(), "b--ro"),
-            (long.as_bytes(), &long[..63]),
-            (deep.as_bytes(), &deep[..249]),
-        ];
-        for (name, safe) in rows {
-            assert_eq!(safe_hostname(name), safe, "{name:?}");
-        }
+    fn an_end_says_what_the_flow_has_carried() {
+        let flow = Flow { news: carried(1234, 5_000_000_000), ..flow(None) };
+        let end = encoded(None, &flow, Some(flow.start));
+        assert!(end.ends_with(r#"},"usage":{"received":1234,"sent":5000000000}}"#), "{end}");
+        assert!(!encoded(None, &flow, None).contains("usage"));
     }
 
     #[test]
@@ -300,11 +268,12 @@ mod tests {
         let ends = ends.map(|end| end.parse().unwrap());
         let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
         let tag = Tag::new(511, 63).unwrap();
-        let flow = Flow { id, tag, ..flow(Some(&"\\".repeat(1000))) };
+        let news = carried(u64::MAX, u64::MAX);
+        let flow = Flow { id, tag, news, ..flow(Some(&"\\".repeat(1000))) };
         let host = format!("{0}.{0}.{0}.{0}", "a".repeat(63));
         let longest = encoded(Some(host.as_bytes()), &flow, Some(Timestamp(0)));
         assert!(longest.contains(&host));
-        // Leaves room for two usage numbers.
-        assert!(longest.len() <= MAX_LEN - 100, "{}", longest.len());
+        assert!(longest.contains(r#""usage":{"received":18446744073709551615,"sent":1"#));
+        assert!(longest.len() <= MAX_LEN, "{}", longest.len());
     }
 }

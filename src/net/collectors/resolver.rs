@@ -25,16 +25,16 @@ use crate::error::{Error, Result};
 use crate::warn_limited;
 
 /// How a name and a port become addresses, the preferred one first.
-pub(super) type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
+pub type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// How often names are looked up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// When all is well.
-    pub(super) refresh: Duration,
+    pub refresh: Duration,
     /// While a name has no answer; also the least time between two look-ups,
     /// however often somebody asks.
-    pub(super) retry: Duration,
+    pub retry: Duration,
 }
 
 impl Default for Pace {
@@ -45,7 +45,8 @@ impl Default for Pace {
 
 /// The thread that looks names up, as its owner sees it.
 #[derive(Debug)]
-pub(super) struct Resolver {
+pub struct Resolver {
+    who: &'static str,
     shared: Arc<Shared>,
     asks: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -62,22 +63,32 @@ struct Shared {
 
 impl Resolver {
     /// Starts to look up `names`, which are known by their index from now on.
-    pub(super) fn start(names: Vec<(String, u16)>, lookup: Lookup, pace: Pace) -> Result<Self> {
+    ///
+    /// `who` is the part that wants to know, for the log.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
+    pub fn start(
+        who: &'static str,
+        names: Vec<(String, u16)>,
+        lookup: Lookup,
+        pace: Pace,
+    ) -> Result<Self> {
         let news = Mutex::new(vec![None; names.len()]);
         let shared = Arc::new(Shared { news, looking: Mutex::new(false) });
         // Room for one: to ask twice is to ask once.
         let (sender, asks) = mpsc::sync_channel(1);
         let names = names.into_iter().map(Name::new).collect();
-        let worker = Worker { names, lookup, pace, asks, shared: shared.clone() };
+        let worker = Worker { who, names, lookup, pace, asks, shared: shared.clone() };
         let thread = thread::Builder::new()
             .name("firefly.names".into())
             .spawn(move || worker.run())
             .map_err(|error| Error::os("cannot start the resolver thread", error))?;
-        Ok(Resolver { shared, asks: Some(sender), thread: Some(thread) })
+        Ok(Resolver { who, shared, asks: Some(sender), thread: Some(thread) })
     }
 
     /// Asks for a look-up soon.
-    pub(super) fn ask(&self) {
+    pub fn ask(&self) {
         if let Some(asks) = &self.asks {
             // Full: somebody has asked already.
             let _ = asks.try_send(());
@@ -86,7 +97,7 @@ impl Resolver {
 
     /// Hands over each answer that came since the last call, which is never
     /// empty, with the index of its name.
-    pub(super) fn news(&self, mut take: impl FnMut(usize, Vec<SocketAddr>)) {
+    pub fn news(&self, mut take: impl FnMut(usize, Vec<SocketAddr>)) {
         for (index, answer) in lock(&self.shared.news).iter_mut().enumerate() {
             if let Some(addresses) = answer.take() {
                 take(index, addresses);
@@ -105,13 +116,14 @@ impl Drop for Resolver {
         let Some(thread) = self.thread.take() else { return };
         // A thread that panicked inside a look-up is finished.
         if (!looking || thread.is_finished()) && thread.join().is_err() {
-            error!("backends.firefly: the resolver thread panicked");
+            error!("{}: the resolver thread panicked", self.who);
         }
     }
 }
 
 /// What the thread owns.
 struct Worker {
+    who: &'static str,
     names: Vec<Name>,
     lookup: Lookup,
     pace: Pace,
@@ -168,7 +180,7 @@ impl Worker {
             }
             let answer = (self.lookup)(&name.host, name.port);
             *lock(&self.shared.looking) = false;
-            all_good &= name.judge(answer, |addresses| {
+            all_good &= name.judge(self.who, answer, |addresses| {
                 lock(&self.shared.news)[index] = Some(addresses);
             });
         }
@@ -180,6 +192,7 @@ impl Name {
     /// Logs what has changed and hands over the addresses, if there are any.
     fn judge(
         &mut self,
+        who: &str,
         answer: io::Result<Vec<SocketAddr>>,
         take: impl FnOnce(Vec<SocketAddr>),
     ) -> bool {
@@ -195,17 +208,17 @@ impl Name {
         match answer {
             Ok(addresses) => {
                 if self.good == Some(true) {
-                    debug!("backends.firefly: collector {host:?} is at {addresses:?}");
+                    debug!("{who}: collector {host:?} is at {addresses:?}");
                 } else {
-                    info!("backends.firefly: collector {host:?} is at {}", addresses[0].ip());
+                    info!("{who}: collector {host:?} is at {}", addresses[0].ip());
                 }
                 take(addresses);
             }
             Err(error) if self.good == Some(false) => {
-                debug!("backends.firefly: cannot look up collector {host:?}: {error}");
+                debug!("{who}: cannot look up collector {host:?}: {error}");
             }
             Err(error) => {
-                warn_limited!("backends.firefly: cannot look up collector {host:?}: {error}");
+                warn_limited!("{who}: cannot look up collector {host:?}: {error}");
             }
         }
         self.good = Some(good);
@@ -288,7 +301,7 @@ mod tests {
     fn a_failed_look_up_is_tried_again_and_takes_nothing_away() {
         let (oracle, lookup) = Oracle::new();
         let pace = Pace { refresh: LONG, retry: Duration::from_millis(1) };
-        let resolver = Resolver::start(names(), lookup, pace).unwrap();
+        let resolver = Resolver::start("test", names(), lookup, pace).unwrap();
         oracle.answer("a:1", at("[::ffff:10.0.0.1]:1"));
         assert_eq!(news(&resolver), [(0, "10.0.0.1:1".to_string())]);
         oracle.answer("b:2", failure());
@@ -305,7 +318,7 @@ mod tests {
     fn names_are_looked_up_again_when_somebody_asks_but_not_at_once() {
         let (oracle, lookup) = Oracle::new();
         let pace = Pace { refresh: LONG, retry: Duration::from_millis(50) };
-        let resolver = Resolver::start(vec![("a".into(), 1)], lookup, pace).unwrap();
+        let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
         oracle.answer("a:1", at("10.0.0.1:1"));
         news(&resolver);
         let first = Instant::now();
@@ -317,20 +330,23 @@ mod tests {
         assert!(first.elapsed() >= Duration::from_millis(45), "{:?}", first.elapsed());
     }
 
-    /// The key's doc and the manual promise the first.
+    /// The docs of the keys and the manual promise the first.
     #[test]
     fn names_are_looked_up_every_5_minutes_and_at_most_every_10_seconds() {
         let Pace { refresh, retry } = Pace::default();
         assert_eq!((refresh, retry), (Duration::from_secs(300), Duration::from_secs(10)));
         let promises = |key: &crate::config::Key| key.doc.contains("every 5 minutes");
-        assert!(super::super::SPEC.keys.iter().any(promises));
+        let keys = |name| crate::backends::ALL.iter().find(|spec| spec.name == name).unwrap().keys;
+        assert!(keys("firefly").iter().any(promises));
+        let plugin = crate::plugins::ALL.iter().find(|spec| spec.name == "firefly").unwrap();
+        assert!(plugin.keys.iter().any(promises));
     }
 
     #[test]
     fn a_failed_look_up_is_not_tried_again_before_its_time() {
         let (oracle, lookup) = Oracle::new();
         let pace = Pace { refresh: LONG, retry: Duration::from_millis(50) };
-        let resolver = Resolver::start(vec![("a".into(), 1)], lookup, pace).unwrap();
+        let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
         for asks in [0, 1000] {
             oracle.answer("a:1", failure());
             let failed = Instant::now();
@@ -345,7 +361,7 @@ mod tests {
     fn names_are_looked_up_again_after_a_while() {
         let (oracle, lookup) = Oracle::new();
         let pace = Pace { refresh: Duration::from_millis(1), retry: LONG };
-        let resolver = Resolver::start(vec![("a".into(), 1)], lookup, pace).unwrap();
+        let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
         for host in 1..4 {
             oracle.answer("a:1", at(&format!("10.0.0.{host}:1")));
             assert_eq!(news(&resolver), [(0, format!("10.0.0.{host}:1"))]);
@@ -356,14 +372,14 @@ mod tests {
     fn dropping_waits_for_an_idle_thread_and_leaves_a_hung_one() {
         let pace = Pace { refresh: LONG, retry: LONG };
         let (oracle, lookup) = Oracle::new();
-        let resolver = Resolver::start(vec![("a".into(), 1)], lookup, pace).unwrap();
+        let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
         oracle.answer("a:1", at("10.0.0.1:1"));
         news(&resolver);
         drop(resolver);
         assert!(oracle.calls.recv().is_err(), "the thread is gone");
 
         let (oracle, lookup) = Oracle::new();
-        let resolver = Resolver::start(names(), lookup, pace).unwrap();
+        let resolver = Resolver::start("test", names(), lookup, pace).unwrap();
         assert_eq!(oracle.calls.recv().as_deref(), Ok("a:1"));
         let started = Instant::now();
         drop(resolver);

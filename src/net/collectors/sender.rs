@@ -1,12 +1,12 @@
 //! Sends datagrams in batches and says what became of each (sendmmsg(2), udp(7)).
 //!
-//! Runs on the firefly backend's thread and owns its sockets: a lane for the
+//! Runs on the thread of whoever sends and owns its sockets: a lane for the
 //! collectors and one for the destinations, per family. Datagrams to neighbours
 //! that do not answer neighbour discovery (RFC 4861) or ARP stay in the buffer of
 //! their socket for seconds, so the destinations must not share one with the
 //! collectors. sendmmsg stops at the first datagram that the kernel refuses: that
 //! one is told of and the rest goes on. A full buffer is waited for, but only for
-//! as long as the [`Patience`] of its lane lasts.
+//! as long as the `Patience` of its lane lasts.
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -45,7 +45,7 @@ const TICK: Duration = Duration::from_millis(1);
 
 /// Who a datagram is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recipient {
+pub enum Recipient {
     /// The destination of the flow.
     Destination,
     /// The collector of that index.
@@ -54,7 +54,7 @@ pub(super) enum Recipient {
 
 /// What became of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// The kernel took it.
     Sent,
     /// The socket's buffer stayed full.
@@ -65,18 +65,18 @@ pub(super) enum Outcome {
 
 /// A datagram that waits to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Letter {
+pub struct Letter {
     /// Where its payload is, in the payloads of its batch.
     payload: Range<usize>,
     /// The address.
-    pub(super) to: SocketAddr,
+    pub to: SocketAddr,
     /// Who that is.
-    pub(super) recipient: Recipient,
+    pub recipient: Recipient,
 }
 
 /// Collects datagrams and sends them.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub struct Sender {
     payloads: Vec<u8>,
     /// In the order of sending: the collectors' by family, then the destinations'.
     lanes: [Lane; 4],
@@ -142,7 +142,11 @@ impl Sender {
     /// # Errors
     /// Neither family can be had, or one for another reason than that the host
     /// has no such family.
-    pub(super) fn open() -> Result<Self> {
+    ///
+    /// `who` is the part that sends, for the log; `to_destinations`: whether it sends to
+    /// others than collectors.
+    pub fn open(who: &str, to_destinations: bool) -> Result<Self> {
+        let none = |patience| Lane { wire: None, patience, letters: Vec::new() };
         let open = |family: Family, patience| {
             let wire = match udp::sender(family) {
                 Ok(socket) => Some(Udp(socket)),
@@ -153,32 +157,36 @@ impl Sender {
             };
             Ok(Lane { wire, patience, letters: Vec::new() })
         };
-        let lanes = [
+        let mut lanes = [
             open(Family::V4, Patience::of_collectors())?,
             open(Family::V6, Patience::of_collectors())?,
-            open(Family::V4, Patience::of_destinations())?,
-            open(Family::V6, Patience::of_destinations())?,
+            none(Patience::of_destinations()),
+            none(Patience::of_destinations()),
         ];
+        if to_destinations {
+            lanes[2] = open(Family::V4, Patience::of_destinations())?;
+            lanes[3] = open(Family::V6, Patience::of_destinations())?;
+        }
         if lanes.iter().all(|lane| lane.wire.is_none()) {
             let cause = io::Error::from(Errno::EAFNOSUPPORT);
             return Err(Error::os("cannot create a socket", cause));
         }
         for (family, lane) in [Family::V4, Family::V6].iter().zip(&lanes) {
             if lane.wire.is_none() {
-                info!("backends.firefly: this host has no {family}, so its fireflies fail");
+                info!("{who}: this host has no {family}, so its fireflies fail");
             }
         }
         Ok(Sender { payloads: Vec::new(), lanes })
     }
 
     /// Whether there is a socket for that address.
-    pub(super) fn reaches(&self, to: &SocketAddr) -> bool {
-        // All lanes of a family have a socket, or none.
-        self.lanes[lane(to, Recipient::Destination)].wire.is_some()
+    pub fn reaches(&self, to: &SocketAddr) -> bool {
+        // All lanes of a family that are in use have a socket, or none.
+        self.lanes[lane(to, Recipient::Collector(0))].wire.is_some()
     }
 
     /// Adds the datagram that `write` writes for each of the recipients.
-    pub(super) fn post(
+    pub fn post(
         &mut self,
         recipients: impl IntoIterator<Item = (SocketAddr, Recipient)>,
         write: impl FnOnce(&mut Vec<u8>),
@@ -196,13 +204,13 @@ impl Sender {
     }
 
     /// Whether there are enough of them to be worth a system call.
-    pub(super) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.lanes.iter().any(|lane| lane.letters.len() >= BATCH)
     }
 
     /// Sends all that was added, the collectors' first, and tells what became of
     /// each.
-    pub(super) fn flush(&mut self, mut tell: impl FnMut(&Letter, Outcome)) {
+    pub fn flush(&mut self, mut tell: impl FnMut(&Letter, Outcome)) {
         for lane in &mut self.lanes {
             match &mut lane.wire {
                 Some(wire) => {

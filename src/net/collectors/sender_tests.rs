@@ -138,7 +138,7 @@ fn each_recipient_has_a_lane_by_kind_and_family() {
     let collectors = [lane(&v4, Recipient::Collector(7)), lane(&v6, Recipient::Collector(0))];
     let destinations = [v4, v6].map(|to| lane(&to, Recipient::Destination));
     assert_eq!((collectors, destinations), ([0, 1], [2, 3]));
-    let mut sender = Sender::open().unwrap();
+    let mut sender = Sender::open("test", true).unwrap();
     let all = [Recipient::Destination, Recipient::Collector(0)];
     sender.post(all.map(|recipient| (v4, recipient)), |out| out.push(b'x'));
     let mut order = Vec::new();
@@ -185,7 +185,7 @@ fn a_full_buffer_of_the_kernel_s_is_waited_for_and_given_up() {
             (Recipient::Destination, Recipient::Collector(0), DESTINATIONS, COLLECTORS),
             (Recipient::Collector(0), Recipient::Destination, COLLECTORS, COLLECTORS * 2),
         ] {
-            let mut sender = Sender::open().unwrap();
+            let mut sender = Sender::open("test", true).unwrap();
             for lane in &sender.lanes {
                 let Udp(socket) = lane.wire.as_ref().unwrap();
                 setsockopt(socket, SndBuf, &0).unwrap();

@@ -10,7 +10,7 @@ use crate::firefly::PORT;
 
 /// A collector as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Collector {
+pub enum Collector {
     /// By address.
     Literal(SocketAddr),
     /// By name, lower case, or by an address with the name of its zone: its
@@ -28,7 +28,7 @@ impl Collector {
     ///
     /// # Errors
     /// Says what is wrong, without the text itself.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or("the closing ] is missing")?;
@@ -65,7 +65,7 @@ impl Collector {
     ///
     /// # Errors
     /// Says what is wrong with the host.
-    pub(super) fn new(host: &str, port: u16) -> Result<Self, String> {
+    pub fn new(host: &str, port: u16) -> Result<Self, String> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             let ip = ip.to_canonical();
             if !takes_fireflies(ip) {
@@ -114,7 +114,7 @@ impl fmt::Display for Collector {
 
 /// Whether the address is that of one host. A datagram to any other would reach
 /// many, or nobody.
-pub(super) fn takes_fireflies(ip: IpAddr) -> bool {
+pub fn takes_fireflies(ip: IpAddr) -> bool {
     let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
     !ip.is_multicast() && !ip.is_unspecified() && !broadcast
 }
