@@ -6,6 +6,7 @@
 
 mod packet;
 mod rig;
+mod twice;
 
 use glowd::sys::abi::{FlowKey, FlowValue, Strategy, FLOW_NO_ROOM};
 use packet::*;

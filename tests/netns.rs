@@ -6,6 +6,7 @@
 mod bulk;
 mod firefly;
 mod harness;
+mod interfaces;
 mod life;
 mod odd;
 mod packets;

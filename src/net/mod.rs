@@ -1,5 +1,7 @@
 //! Talking to the network and the kernel, in safe code.
 
+#[cfg(target_os = "linux")]
+pub mod changes;
 pub mod host;
 pub mod http;
 #[cfg(target_os = "linux")]

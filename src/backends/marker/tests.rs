@@ -2,6 +2,7 @@
 //! tests have to themselves. Root.
 
 mod attaching;
+mod changes;
 mod flows;
 mod others;
 mod restarts;
@@ -15,14 +16,15 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{unshare, CloneFlags};
 
-use super::attach::{clean, find_interfaces};
-use super::backend::{header_limitations, Marker, ARPHRD_IP6GRE};
+use super::attach::{clean, find};
+use super::backend::Marker;
+use super::programs::{header_limitations, ARPHRD_IP6GRE};
 use super::{tag, KEYS};
 use crate::config::{Kind, Section, Value};
 use crate::dispatcher::Event;
 use crate::error::{Class, Result};
 use crate::flow::{Flow, FlowId, Protocol, Tag, Timestamp};
-use crate::net::interfaces::Interface;
+use crate::net::interfaces::{self as net, Interface};
 use crate::net::netlink::Socket;
 use crate::net::tc::{self, Hook};
 use crate::part::Context;
