@@ -13,3 +13,4 @@ mod packets;
 mod paths;
 mod privilege;
 mod rig;
+mod stacks;

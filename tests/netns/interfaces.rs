@@ -163,9 +163,9 @@ fn an_interface_is_marked_while_its_name_is_wanted() {
     assert_eq!(hosts.programs("named"), 0, "nothing is left");
 }
 
-/// Where packets pass two interfaces that are both marked, each of them has to look as
-/// on one, whole super-packets of TCP included, and none is said to be unmarked.
-fn passes_two(pair: Pair, strategy: Strategy, marker: Value) {
+/// Where packets pass several interfaces, of which these are marked, each of them has to
+/// look as on one, whole super-packets of TCP included, and none is said to be unmarked.
+pub(super) fn passes_two(pair: Pair, strategy: Strategy, marker: Value, marked: &[&str]) {
     let mut rig = Rig::with(pair, strategy, marker, None);
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
     rig.obey(&line(true, "tcp", from, to, ATLAS));
@@ -175,7 +175,15 @@ fn passes_two(pair: Pair, strategy: Strategy, marker: Value) {
     rig.obey(&line(false, "tcp", from, to, ATLAS));
     drop(connection);
     rig.daemon.signal(Signal::SIGUSR1);
-    rig.daemon.wait_for_line("interfaces marked: ");
+    let line = rig.daemon.wait_for_line("interfaces marked: ");
+    let (_, names) = line.split_once("marked: ").expect("as waited for");
+    let mut names: Vec<&str> = names.split(", ").collect();
+    names.sort_unstable();
+    assert_eq!(names, {
+        let mut marked = marked.to_vec();
+        marked.sort_unstable();
+        marked
+    });
     let unmarked = rig.daemon.lines().into_iter().filter(|line| line.contains("went unmarked"));
     assert_eq!(unmarked.collect::<Vec<_>>(), [""; 0], "{strategy:?}");
     let end = rig.captured();
@@ -191,7 +199,7 @@ fn passes_two(pair: Pair, strategy: Strategy, marker: Value) {
 }
 
 /// Takes the addresses of the near host off its device.
-fn free_device(pair: &Pair) {
+pub(super) fn free_device(pair: &Pair) {
     for address in [HERE, HERE_TOO] {
         pair.here.ip(&format!("-6 address del {address}/64 dev {DEVICE}"));
     }
@@ -209,7 +217,8 @@ fn a_packet_that_passes_a_bridge_and_its_port_is_marked_once() {
         pair.here.ip(&format!("link set {DEVICE} master br0"));
         pair.here.ip("link set br0 up");
         pair.here.ip(&format!("-6 address add {HERE}/64 dev br0 nodad"));
-        passes_two(pair, strategy, json!({ "targetInterfaces": ["br?", "veth*"] }));
+        let marker = json!({ "targetInterfaces": ["br?", "veth*"] });
+        passes_two(pair, strategy, marker, &["br0", DEVICE]);
     }
 }
 
@@ -227,7 +236,7 @@ fn a_packet_that_passes_a_macvlan_device_and_its_parent_is_marked_once() {
         pair.here.ip("-6 address add 2001:db8:1::1/64 dev upper0 nodad");
         pair.here.ip(&format!("-6 address add 2001:db8:2::1/64 dev {DEVICE} nodad"));
         let marker = json!({ "targetInterfaces": [], "discoverInterfaces": true });
-        passes_two(pair, strategy, marker);
+        passes_two(pair, strategy, marker, &["upper0", DEVICE]);
     }
 }
 

@@ -375,5 +375,9 @@ mod tests {
         named("eth0").unwrap();
         let refusal = named("eth1").unwrap_err().to_string();
         assert!(refusal.contains("\"eth1\"") && refusal.contains("docker0"), "{refusal}");
+        let mut can = link("can0", "can", "", false);
+        can.interface.arphrd = 280;
+        let refusal = Wanted::of(&["can0".into()], false).demand(&[can]).unwrap_err().to_string();
+        assert!(refusal.starts_with("can0: ") && refusal.ends_with("(link type 280)"), "{refusal}");
     }
 }

@@ -118,7 +118,7 @@ impl Follower {
     }
 
     /// The same where a failure is not the end; it is remembered.
-    fn try_to_attach(&mut self, link: &Link) {
+    pub(super) fn try_to_attach(&mut self, link: &Link) {
         let Err(cause) = self.attach(link) else {
             return;
         };

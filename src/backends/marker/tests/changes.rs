@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::choice::Link;
 use super::*;
 
 fn discovering(way: &str) -> Marker {
@@ -153,6 +154,21 @@ fn what_fails_at_one_interface_is_tried_again_when_that_changes() {
         look(&mut marker, &[]);
         assert!(marker.interfaces().contains("veth-b"), "{}", marker.interfaces());
         assert_eq!((on("veth-a"), on("veth-b")), (1, 1));
+    });
+}
+
+/// Not every kernel can make one.
+#[test]
+fn an_interface_of_unknown_kind_is_passed_over() {
+    in_namespace(|| {
+        let mut marker = discovering("auto");
+        let mut links = Link::list(&mut Socket::route().unwrap()).unwrap();
+        links[0].interface.arphrd = 280;
+        marker.follower.as_mut().unwrap().try_to_attach(&links[0]);
+        assert_eq!(on("lo"), 0);
+        // It is another interface than the one that failed.
+        marker.follower.as_mut().unwrap().update(&BTreeSet::new());
+        assert_eq!(marker.interfaces(), "none");
     });
 }
 
