@@ -55,8 +55,8 @@ pub(super) struct Follower {
     view: View,
     /// By the interface's index.
     attached: BTreeMap<u32, Attached>,
-    /// Interfaces that could not be attached to, as they were then.
-    failed: BTreeMap<u32, Link>,
+    /// Interfaces that could not be attached to, as they were then, and why.
+    failed: BTreeMap<u32, (Link, String)>,
     names: Names,
     // Dropped behind what is attached.
     programs: Programs,
@@ -119,11 +119,17 @@ impl Follower {
 
     /// The same where a failure is not the end; it is remembered.
     pub(super) fn try_to_attach(&mut self, link: &Link) {
+        let index = link.interface.index;
         let Err(cause) = self.attach(link) else {
+            self.failed.remove(&index);
             return;
         };
-        let index = link.interface.index;
-        self.failed.insert(index, link.clone());
+        let cause = cause.to_string();
+        let before = self.failed.insert(index, (link.clone(), cause.clone()));
+        if before.is_some_and(|(_, said)| said == cause) {
+            debug!("{cause}; still not marked");
+            return;
+        }
         if Framing::of(&link.interface).is_err() {
             info!("{cause}; not marked");
             return;
@@ -171,13 +177,16 @@ impl Follower {
             }
             keep
         });
-        // What failed is tried again if anything is different.
-        failed.retain(|index, before| find(index) == Some(before));
+        failed.retain(|index, _| find(index).is_some_and(|now| wanted.why(now).is_some()));
         for link in &links {
             let index = link.interface.index;
             if let Some(attached) = self.attached.get_mut(&index) {
                 attached.renew(link, &self.programs);
-            } else if !self.failed.contains_key(&index) && self.wanted.why(link).is_some() {
+                continue;
+            }
+            // What failed is tried again if anything is different.
+            let hopeless = self.failed.get(&index).is_some_and(|(before, _)| before == link);
+            if !hopeless && self.wanted.why(link).is_some() {
                 self.try_to_attach(link);
             }
         }

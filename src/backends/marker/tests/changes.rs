@@ -154,6 +154,19 @@ fn what_fails_at_one_interface_is_tried_again_when_that_changes() {
         look(&mut marker, &[]);
         assert!(marker.interfaces().contains("veth-b"), "{}", marker.interfaces());
         assert_eq!((on("veth-a"), on("veth-b")), (1, 1));
+        // And whenever it comes to be wanted again.
+        run("ip link set veth-b name eth-b");
+        look(&mut marker, &[]);
+        run("tc qdisc add dev eth-b ingress");
+        run("ip link set eth-b name veth-b");
+        look(&mut marker, &[]);
+        run("ip link set veth-b name eth-b");
+        look(&mut marker, &[]);
+        assert_eq!(marker.interfaces(), "veth-a");
+        run("tc qdisc del dev eth-b ingress");
+        run("ip link set eth-b name veth-b");
+        look(&mut marker, &[]);
+        assert_eq!((on("veth-a"), on("veth-b")), (1, 1));
     });
 }
 
