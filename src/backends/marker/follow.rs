@@ -144,15 +144,11 @@ impl Follower {
 
     /// Makes what is attached what should be. `gone` are the indices of interfaces that
     /// went since the last time; those that have such an index now are others.
-    pub(super) fn update(&mut self, gone: &BTreeSet<u32>) {
-        let links = match self.view.links() {
-            Ok(links) => links,
-            // What changed meanwhile is announced, and leads here again.
-            Err(cause) => {
-                warn_limited!("backends.marker: cannot see what has changed: {cause}");
-                return;
-            }
-        };
+    ///
+    /// # Errors
+    /// The interfaces cannot be listed: nothing was done.
+    pub(super) fn update(&mut self, gone: &BTreeSet<u32>) -> Result<()> {
+        let links = self.view.links()?;
         let find = |index: &u32| {
             let link = links.iter().find(|link| link.interface.index == *index);
             link.filter(|_| !gone.contains(index))
@@ -191,6 +187,7 @@ impl Follower {
             }
         }
         self.show_names();
+        Ok(())
     }
 
     fn show_names(&self) {
@@ -200,23 +197,37 @@ impl Follower {
 
     /// Follows until `stop` is readable.
     fn run(&mut self, stop: &Stop) -> nix::Result<()> {
+        let mut gone = BTreeSet::new();
         loop {
             let mut fds = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.view.changes.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            // What could not be looked at is tried again.
+            let timeout = if gone.is_empty() { PollTimeout::NONE } else { PollTimeout::ZERO };
+            match poll(&mut fds, timeout) {
                 Ok(_) if fds[0].any() != Some(false) => return Ok(()),
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno),
             }
-            let gone = self.view.changes.take()?;
+            gone.extend(self.view.changes.take()?);
             let begun = Instant::now();
-            self.update(&gone);
             // Whoever changes interfaces all the time costs a tenth of a core. What
             // changes meanwhile is seen behind the pause.
-            if is_over(stop, (9 * begun.elapsed()).min(LONGEST_PAUSE))? {
+            let pause = match self.update(&gone) {
+                Ok(()) => {
+                    gone.clear();
+                    (9 * begun.elapsed()).min(LONGEST_PAUSE)
+                }
+                Err(cause) => {
+                    warn_limited!("backends.marker: cannot see what has changed: {cause}");
+                    // No interface has this number; it stands for the look that is due.
+                    gone.insert(0);
+                    LONGEST_PAUSE
+                }
+            };
+            if is_over(stop, pause)? {
                 return Ok(());
             }
         }

@@ -12,7 +12,7 @@ fn discovering(way: &str) -> Marker {
 /// Has the marker look, as after a notification that `gone` went.
 fn look(marker: &mut Marker, gone: &[u32]) {
     let gone: BTreeSet<u32> = gone.iter().copied().collect();
-    marker.follower.as_mut().unwrap().update(&gone);
+    marker.follower.as_mut().unwrap().update(&gone).unwrap();
 }
 
 fn add_veth() {
@@ -180,7 +180,7 @@ fn an_interface_of_unknown_kind_is_passed_over() {
         marker.follower.as_mut().unwrap().try_to_attach(&links[0]);
         assert_eq!(on("lo"), 0);
         // It is another interface than the one that failed.
-        marker.follower.as_mut().unwrap().update(&BTreeSet::new());
+        marker.follower.as_mut().unwrap().update(&BTreeSet::new()).unwrap();
         assert_eq!(marker.interfaces(), "none");
     });
 }
