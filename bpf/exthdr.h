@@ -263,6 +263,21 @@ static __always_inline int insert_behind_tags(struct __sk_buff *skb,
 }
 
 /*
+ * Whether the first extension header is the one that we would insert: the packet was
+ * marked on an interface above this one, such as a VLAN device, and is as it should be.
+ */
+static __always_inline int is_marked(struct __sk_buff *skb, const struct packet *packet,
+				     const struct flow_value *flow)
+{
+	__u64 found, ours;
+
+	if (bpf_skb_load_bytes(skb, packet->network + IPV6_LEN, &found, EXTHDR_LEN) < 0)
+		return 0;
+	fill_header((__u8 *)&ours, *(__u8 *)&found, flow);
+	return found == ours;
+}
+
+/*
  * Inserts the headers if that can be. Returns UNMARKED_REASONS if it was done,
  * else the reason why the packet is as it was.
  */
@@ -275,6 +290,9 @@ insert_headers(struct __sk_buff *skb, const struct flow_key *key, const struct p
 	int result;
 
 	reason = decide_growth(skb, packet, flow->flags, settings, &growth);
+	if ((reason == UNMARKED_HOP_BY_HOP || reason == UNMARKED_EXTENSION) &&
+	    is_marked(skb, packet, flow))
+		return UNMARKED_REASONS;
 	if (reason != UNMARKED_REASONS)
 		return reason;
 	if (!packet->tags_in_data)

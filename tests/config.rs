@@ -112,9 +112,9 @@ fn the_shipped_file_is_accepted_and_says_what_is_documented() {
     let shipped = Config::load(&root().join("conf.json")).unwrap();
     assert_eq!(shipped.notes, [], "nothing to remark on");
     let defaults = r#"{"plugins": {"namedPipe": {}, "api": {}},
-        "backends": {"marker": {}, "firefly": {}}}"#;
+        "backends": {"marker": {"discoverInterfaces": true}, "firefly": {}}}"#;
     let defaults = Config::parse(defaults, "defaults").unwrap();
-    assert_eq!(shipped.to_json(), defaults.to_json(), "each of its values is the default");
+    assert_eq!(shipped.to_json(), defaults.to_json(), "the other values are the defaults");
     let json: serde_json::Value = serde_json::from_str(&shipped.to_json()).unwrap();
     for (pointer, value) in [
         ("/pidPath", serde_json::json!("/run/glowd/glowd.pid")),
@@ -127,7 +127,8 @@ fn the_shipped_file_is_accepted_and_says_what_is_documented() {
         ("/plugins/namedPipe/mode", "0660".into()),
         ("/plugins/api/bindAddress", "127.0.0.1".into()),
         ("/plugins/api/bindPort", 7777.into()),
-        ("/backends/marker/targetInterfaces", serde_json::json!(["lo"])),
+        ("/backends/marker/targetInterfaces", serde_json::json!([])),
+        ("/backends/marker/discoverInterfaces", true.into()),
         ("/backends/marker/markingStrategy", "label".into()),
         ("/backends/marker/matchAll", false.into()),
         ("/backends/marker/attach", "auto".into()),

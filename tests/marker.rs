@@ -1,11 +1,11 @@
-//! The eBPF programs by BPF_PROG_TEST_RUN: packet in, verdict and packet out. Root.
-//!
-//! A row is a packet and what has to come out. What a test run cannot show is in
-//! `netns`: GSO (a test run's packets have no GSO type), and a VLAN tag beside the
-//! data, which is not part of what a test run returns.
+//! The eBPF programs by BPF_PROG_TEST_RUN: packet in, verdict and packet out. Root. A
+//! row is a packet and what has to come out. What a test run cannot show is in `netns`:
+//! GSO (a test run's packets have no GSO type), and a VLAN tag beside the data, which is
+//! not part of what a test run returns.
 
 mod packet;
 mod rig;
+mod twice;
 
 use glowd::sys::abi::{FlowKey, FlowValue, Strategy, FLOW_NO_ROOM};
 use packet::*;

@@ -6,6 +6,7 @@
 mod bulk;
 mod firefly;
 mod harness;
+mod interfaces;
 mod life;
 mod listener;
 mod odd;
@@ -13,4 +14,5 @@ mod packets;
 mod paths;
 mod privilege;
 mod rig;
+mod stacks;
 mod xrootd;

@@ -1,6 +1,8 @@
 //! Talking to the network and the kernel, in safe code.
 
 pub mod addresses;
+#[cfg(target_os = "linux")]
+pub mod changes;
 pub mod collectors;
 pub mod host;
 pub mod http;

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::sys::socket::set_int_option;
 
 /// Of a message's header.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// The kernel makes dump messages of up to 32 KiB, or what fits the reader.
 const BUFFER: usize = 64 * 1024;
 /// How often a dump is repeated that changed under the reader.
@@ -337,9 +337,7 @@ impl Socket {
         }
         let mut rest = self.buffer.get(..size).ok_or_else(Failure::malformed)?;
         while !rest.is_empty() {
-            let length = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok());
-            let message = length.filter(|length| *length >= HEADER).and_then(|l| rest.get(..l));
-            let message = message.ok_or_else(Failure::malformed)?;
+            let message = first_message(rest).ok_or_else(Failure::malformed)?;
             let header = (u16_at(message, 4), u16_at(message, 6), u32_at(message, 8));
             let (Some(kind), Some(flags), Some(sequence)) = header else {
                 return Err(Failure::malformed());
@@ -351,6 +349,13 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// The first message of a datagram, its header included. The next one begins at a
+/// multiple of four octets. None: it is cut.
+pub(super) fn first_message(datagram: &[u8]) -> Option<&[u8]> {
+    let length = usize::try_from(u32_at(datagram, 0)?).ok()?;
+    datagram.get(..length).filter(|message| message.len() >= HEADER)
 }
 
 /// Reads the error of an NLMSG_ERROR or NLMSG_DONE.

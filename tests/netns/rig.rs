@@ -164,8 +164,17 @@ impl Rig {
         Self::with(pair, strategy, json!({ "matchAll": true }), None)
     }
 
-    fn with(pair: Pair, strategy: Strategy, mut marker: Value, user: Option<Nobody>) -> Self {
-        marker["targetInterfaces"] = json!([DEVICE]);
+    /// With these settings of the marker; interfaces are the device's if they say
+    /// nothing of them.
+    pub(crate) fn with(
+        pair: Pair,
+        strategy: Strategy,
+        mut marker: Value,
+        user: Option<Nobody>,
+    ) -> Self {
+        if marker.get("targetInterfaces").is_none() {
+            marker["targetInterfaces"] = json!([DEVICE]);
+        }
         marker["markingStrategy"] = json!(strategy.name());
         let daemon = Daemon::try_start_as(config(&marker), Some(&pair.here), user);
         let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));

@@ -1,8 +1,9 @@
 //! Puts the programs on an interface, by tcx or by filters on a clsact qdisc, and
 //! takes them off again; nothing of anyone else's is touched.
 //!
-//! Built on the main thread, dropped on the marker's. An [`Attachment`] owns the
-//! links, or the filters and the qdisc if it made that; its Drop removes them.
+//! Used by the thread that follows interfaces, and before that by the main thread. An
+//! [`Attachment`] owns the links, or the filters and the qdisc if it made that; its Drop
+//! removes them.
 
 use log::{debug, error, info, warn};
 use nix::errno::Errno;
@@ -36,7 +37,7 @@ pub(super) struct Attachment {
 #[derive(Debug)]
 enum By {
     Tcx { _links: Vec<Link> },
-    Clsact { _filters: Clsact },
+    Clsact { filters: Clsact },
 }
 
 impl Attachment {
@@ -66,7 +67,7 @@ impl Attachment {
                 for (hook, program) in programs {
                     clsact.add(*hook, program)?;
                 }
-                By::Clsact { _filters: clsact }
+                By::Clsact { filters: clsact }
             }
         };
         Ok(Attachment { by, _claim: claim })
@@ -77,6 +78,13 @@ impl Attachment {
         match self.by {
             By::Tcx { .. } => "tcx",
             By::Clsact { .. } => "clsact",
+        }
+    }
+
+    /// The interface has another name from now on.
+    pub(super) fn rename(&mut self, name: &str) {
+        if let By::Clsact { filters } = &mut self.by {
+            name.clone_into(&mut filters.interface.name);
         }
     }
 }
@@ -355,22 +363,15 @@ fn remove_leftovers(
     Ok(leftovers)
 }
 
-/// The interfaces of those names, in that order.
+/// The interface of that name.
 ///
 /// # Errors
-/// One does not exist; the message names those that do.
-pub(super) fn find_interfaces(socket: &mut Socket, names: &[String]) -> Result<Vec<Interface>> {
-    let all = interfaces::list(socket)?;
-    let find = |name: &String| {
-        all.iter().find(|interface| interface.name == *name).cloned().ok_or_else(|| {
-            let known: Vec<&str> = all.iter().map(|interface| interface.name.as_str()).collect();
-            Error::config(format!(
-                "there is no interface {name:?} (there are: {})",
-                known.join(", ")
-            ))
-        })
-    };
-    names.iter().map(find).collect()
+/// It does not exist; the message names those that do.
+pub(super) fn find<'a>(all: &[&'a Interface], name: &str) -> Result<&'a Interface> {
+    all.iter().find(|interface| interface.name == name).copied().ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|interface| interface.name.as_str()).collect();
+        Error::config(format!("there is no interface {name:?} (there are: {})", known.join(", ")))
+    })
 }
 
 /// Removes what killed glowds have left on an interface; returns how many filters.
@@ -392,13 +393,13 @@ fn clean_one(socket: &mut Socket, interface: &Interface) -> Result<usize> {
 /// cleaned.
 pub fn clean(names: &[String]) -> Result<()> {
     let mut socket = Socket::route()?;
-    let targets = if names.is_empty() {
-        interfaces::list(&mut socket)?
-    } else {
-        find_interfaces(&mut socket, names)?
-    };
+    let all = interfaces::list(&mut socket)?;
+    let mut targets: Vec<&Interface> = all.iter().collect();
+    if !names.is_empty() {
+        targets = names.iter().map(|name| find(&targets, name)).collect::<Result<_>>()?;
+    }
     let (mut filters, mut result) = (0, Ok(()));
-    for interface in &targets {
+    for interface in targets {
         match clean_one(&mut socket, interface).at(interface.name.clone()) {
             Ok(removed) => filters += removed,
             Err(failure) => result = result.and(Err(failure)),

@@ -1,33 +1,32 @@
-//! The marker at work: loads the programs, attaches them, and keeps the map of
-//! flows as the dispatcher says.
+//! The marker at work: keeps the map of flows as the dispatcher says, while another
+//! thread keeps the programs on the interfaces.
 //!
-//! Built on the main thread, run on its own. Owns the programs, their maps and what
-//! is attached.
+//! Built on the main thread, run on its own. Owns the programs' maps, and the thread
+//! that follows the interfaces.
 
-use std::path::Path;
+use std::sync::PoisonError;
 
-use log::{debug, error, info, warn};
+use log::{debug, error, info};
 
-use super::attach::{find_interfaces, Attachment, Way};
+use super::choice::Wanted;
+use super::follow::{Follower, Names, View};
+use super::programs::Programs;
 use super::tag::{self, Newest};
 use crate::backends::Backend;
 use crate::config::Section;
 use crate::dispatcher::{Event, Queue};
-use crate::error::{At, Class, Error, Result};
+use crate::error::Result;
 use crate::flow::Flow;
 use crate::log::limit::Limit;
-use crate::net::interfaces::Interface;
-use crate::net::netlink::Socket;
-use crate::net::tc::Hook;
 use crate::part::Context;
-use crate::sys::abi::{FlowKey, FlowValue, Settings, Strategy, UNMARKED_REASONS};
-use crate::sys::bpf::{self, Map, Object, OpenObject, PerCpuArray};
-use crate::sys::probe;
+use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_REASONS};
+use crate::sys::bpf::{Map, PerCpuArray};
 use crate::warn_limited;
 
 pub(super) struct Marker {
-    // Detached before the maps go.
-    _attachments: Vec<Attachment>,
+    /// None: it is on its own thread.
+    pub(super) follower: Option<Follower>,
+    names: Names,
     pub(super) flows: Map<FlowKey, FlowValue>,
     unmarked: PerCpuArray,
     pub(super) default: Option<DefaultFlow>,
@@ -49,63 +48,27 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Back
 
 impl Marker {
     pub(super) fn new(section: &Section, context: &Context) -> Result<Self> {
-        let name = section.text("markingStrategy");
-        let strategy = Strategy::of_name(name)
-            .ok_or_else(|| Error::internal(format!("there is no strategy {name:?}")))?;
-        let way = match section.text("attach") {
-            "tcx" => Way::Tcx,
-            "clsact" => Way::Clsact,
-            _ => Way::Auto,
-        };
+        let wanted = Wanted::new(section);
+        let mut view = View::open()?;
+        let links = view.links()?;
         // Cheap, and the likeliest mistake, so first.
-        let targets = find_interfaces(&mut Socket::route()?, section.list("targetInterfaces"))?;
-        let framings = targets.iter().map(framing).collect::<Result<Vec<_>>>()?;
-
-        let settings = Settings {
-            strategy: strategy as u8,
-            match_all: section.bool("matchAll").into(),
-            debug: section.bool("debugMode").into(),
-            // Headers only make packets exceed it.
-            check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
-        };
-        // All three on every kernel that knows them: some newer ones load the programs
-        // without CAP_PERFMON, and they take twice the time for each packet.
-        if let Some(lacking) = bpf::lacking_capabilities() {
-            return Err(Error::new(Class::Os, lacking).at("cannot load the eBPF programs"));
-        }
-        let object = load(section.text("programPath"), settings, &framings, context.max_flows)?;
-        if strategy.adds_header() && settings.check_mtu == 0 {
-            set_mtus(&object, &targets)?;
-        }
-        let mut attachments = Vec::new();
-        for (interface, framing) in targets.iter().zip(&framings) {
-            let mut programs = vec![(Hook::Egress, object.program(framing.marker())?)];
-            if strategy.adds_header() {
-                programs.push((Hook::Ingress, object.program(framing.room())?));
-            }
-            let remove_qdisc = section.bool("removeQdisc");
-            let attachment = Attachment::new(interface, &programs, way, remove_qdisc)
-                .at(interface.name.clone())?;
-            info!("{}: marking {}, attached by {}", interface.name, name, attachment.way());
-            if strategy.adds_header() {
-                for limitation in header_limitations(interface) {
-                    warn!("{}: {limitation}", interface.name);
-                }
-            }
-            attachments.push(attachment);
-        }
+        wanted.demand(&links)?;
+        let programs = Programs::load(section, context)?;
+        let follower = Follower::new(wanted, view, programs, &links)?;
+        let object = follower.programs().object();
         let default = if section.bool("matchAll") {
             Some(DefaultFlow { map: object.map("default_flow")?, newest: Newest::default() })
         } else {
             None
         };
         Ok(Marker {
-            _attachments: attachments,
             flows: object.map("flows")?,
             unmarked: object.per_cpu_array("unmarked")?,
             default,
             capacity: context.max_flows,
             entries: 0,
+            names: follower.names(),
+            follower: Some(follower),
         })
     }
 
@@ -126,6 +89,7 @@ impl Marker {
                 }
                 Event::Report => {
                     info!("backends.marker: {} flows are in the map", self.entries);
+                    info!("backends.marker: interfaces marked: {}", self.interfaces());
                     self.report();
                 }
                 // It has no key that could change while it runs.
@@ -171,6 +135,15 @@ impl Marker {
         }
     }
 
+    /// The names of those that are marked, or "none".
+    pub(super) fn interfaces(&self) -> String {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.is_empty() {
+            return "none".into();
+        }
+        names.join(", ")
+    }
+
     /// Logs how many packets were left unmarked, if any were.
     fn report(&self) {
         let counters = match self.unmarked.sums() {
@@ -194,122 +167,14 @@ impl Backend for Marker {
     }
 
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {
+        // Beside this thread, so that an event never waits for an interface.
+        let _following = self.follower.take().map(Follower::start).transpose()?;
         while let Some(batch) = events.recv() {
             self.apply(&batch);
         }
         self.report();
         Ok(())
     }
-}
-
-/// What an interface's packets begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    Ethernet,
-    Ip,
-}
-
-impl Framing {
-    fn marker(self) -> &'static str {
-        if self == Framing::Ethernet {
-            "marker_eth"
-        } else {
-            "marker_ip"
-        }
-    }
-
-    fn room(self) -> &'static str {
-        if self == Framing::Ethernet {
-            "room_eth"
-        } else {
-            "room_ip"
-        }
-    }
-}
-
-/// By the interface's ARPHRD_*.
-fn framing(interface: &Interface) -> Result<Framing> {
-    match interface.arphrd {
-        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(Framing::Ethernet),
-        libc::ARPHRD_NONE
-        | libc::ARPHRD_PPP
-        | libc::ARPHRD_TUNNEL
-        | libc::ARPHRD_TUNNEL6
-        | libc::ARPHRD_SIT
-        | libc::ARPHRD_IPGRE
-        | ARPHRD_IP6GRE
-        | ARPHRD_RAWIP => Ok(Framing::Ip),
-        other => Err(Error::config(format!(
-            "glowd does not know what the packets of this interface begin with (link type {other})"
-        ))
-        .at(interface.name.clone())),
-    }
-}
-
-/// What keeps packets of an interface from growing a header, for the log.
-pub(super) fn header_limitations(interface: &Interface) -> Vec<String> {
-    let mut limitations = Vec::new();
-    // BIG TCP (Linux 5.19): larger packets have a hop-by-hop header of the kernel's.
-    if interface.gso_max_size > GSO_LEGACY_MAX_SIZE {
-        limitations.push(format!(
-            "gso_max_size is {}: bulk packets of TCP over {GSO_LEGACY_MAX_SIZE} octets have a \
-             hop-by-hop header of the kernel's own and go unmarked; to have them marked: ip link \
-             set dev {} gso_max_size {GSO_LEGACY_MAX_SIZE}",
-            interface.gso_max_size, interface.name
-        ));
-    }
-    if matches!(interface.arphrd, libc::ARPHRD_IPGRE | ARPHRD_IP6GRE) {
-        // What arrives begins with the outer header there.
-        limitations.push(
-            "the packets that arrive by a GRE tunnel cannot be told to leave room for a header, so \
-             full-size segments of TCP go unmarked"
-                .into(),
-        );
-    }
-    limitations
-}
-
-/// The largest that has a length in the IPv6 header, as the kernel counts.
-const GSO_LEGACY_MAX_SIZE: u32 = 65_536;
-
-// These two libc has no names for.
-const ARPHRD_RAWIP: u16 = 519;
-pub(super) const ARPHRD_IP6GRE: u16 = 823;
-
-fn load(path: &str, settings: Settings, framings: &[Framing], max_flows: u32) -> Result<Object> {
-    let mut object = if path.is_empty() {
-        OpenObject::from_memory("marker", bpf::MARKER)?
-    } else {
-        OpenObject::from_file(Path::new(path)).at("programPath")?
-    };
-    object.set_rodata(".rodata.settings", &settings)?;
-    object.set_max_entries("flows", max_flows)?;
-    // What no interface needs is not loaded: it would only cost time.
-    let room = settings.strategy != Strategy::Label as u8;
-    object.retain_programs(|name| {
-        framings.iter().any(|f| name == f.marker() || (room && name == f.room()))
-    })?;
-    object.load().map_err(|error| {
-        // The verifier's words for it would be of registers and offsets.
-        let lacking = if room { probe::lacks_for_headers() } else { Vec::new() };
-        if lacking.is_empty() {
-            return error;
-        }
-        error.at(format!(
-            "the kernel lacks {}, which only the strategy label works without",
-            lacking.join(", ")
-        ))
-    })
-}
-
-/// Tells the programs the MTUs, on a kernel that does not (before 5.12).
-fn set_mtus(object: &Object, targets: &[Interface]) -> Result<()> {
-    let mtus: Map<u32, u32> = object.map("mtus")?;
-    for interface in targets {
-        mtus.update(&interface.index, &interface.mtu)
-            .map_err(|error| Error::os("cannot set the MTU", error).at(interface.name.clone()))?;
-    }
-    Ok(())
 }
 
 impl DefaultFlow {

@@ -1,9 +1,10 @@
 //! The marker: writes the tag of each open flow into its packets with an eBPF
 //! program on the way out of the interfaces. Linux only.
 //!
-//! Here are its keys and their rules; `backend` runs it, `attach` puts the programs
-//! on interfaces, `owner` knows a filter's maker, `tag` turns flows into map
-//! entries. The programs are in bpf/marker.bpf.c.
+//! Here are its keys and their rules. `backend` runs it, and `tag` turns flows into map
+//! entries. `choice` says which interfaces are marked, `follow` keeps up with their
+//! changes, `programs` loads, `attach` puts the programs on an interface, `owner` knows
+//! a filter's maker. The programs are in bpf/marker.bpf.c.
 
 #[cfg(not(all(target_os = "linux", feature = "ebpf")))]
 mod absent;
@@ -12,7 +13,13 @@ mod attach;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod backend;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod choice;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod follow;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod owner;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod programs;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod tag;
 #[cfg(test)]
@@ -35,7 +42,7 @@ use crate::config::{Choice, Key, Kind, Section};
 pub(super) static SPEC: Spec = Spec {
     name: "marker",
     aliases: &["ebpf"],
-    summary: "Writes the tag of each open IPv6 flow into the packets that leave by the given \
+    summary: "Writes the tag of each open IPv6 flow into the packets that leave by the chosen \
               interfaces",
     keys: KEYS,
     check,
@@ -47,12 +54,23 @@ static KEYS: &[Key] = &[
         name: "targetInterfaces",
         aliases: &["targetInterface"],
         kind: Kind::List,
-        default: r#"["lo"]"#,
+        default: "[]",
         live: false,
-        doc: "The interfaces whose outgoing packets are marked. One that does not exist, or whose \
-              packets begin with a header that glowd does not know, keeps glowd from starting. One \
-              that vanishes while glowd runs is not marked again when it comes back, until glowd \
-              is restarted.",
+        doc: "The interfaces whose outgoing packets are marked: names, and patterns in which * \
+              stands for any text and ? for one character. A name or pattern behind an \
+              exclamation mark says which not to mark, also of those that are discovered. A name \
+              that does not exist at the start, or an interface of that name whose packets begin \
+              with a header that glowd does not know, keeps glowd from starting; a pattern may \
+              match nothing. Without any, and without discoverInterfaces, it is the loopback, lo.",
+    },
+    Key {
+        name: "discoverInterfaces",
+        aliases: &[],
+        kind: Kind::Bool,
+        default: "false",
+        live: false,
+        doc: "Whether all interfaces with a public IPv6 address are marked, besides those that \
+              targetInterfaces says. See INTERFACES.",
     },
     Key {
         name: "markingStrategy",
@@ -127,16 +145,21 @@ static KEYS: &[Key] = &[
 fn check(section: &Section) -> Vec<String> {
     let names = section.list("targetInterfaces");
     let mut problems = Vec::new();
-    if names.is_empty() {
-        problems.push("targetInterfaces: empty; name at least one interface".into());
-    }
-    if names.iter().any(String::is_empty) {
+    if names.iter().any(|name| matches!(name.as_str(), "" | "!")) {
         problems.push("targetInterfaces: contains an empty name".into());
     }
     for (at, name) in names.iter().enumerate() {
         if !name.is_empty() && names[..at].contains(name) {
             problems.push(format!("targetInterfaces contains {name:?} twice"));
         }
+    }
+    let only_exceptions = !names.is_empty() && names.iter().all(|name| name.starts_with('!'));
+    if only_exceptions && !section.bool("discoverInterfaces") {
+        problems.push(
+            "targetInterfaces: only says what not to mark; name an interface, or set \
+             discoverInterfaces"
+                .into(),
+        );
     }
     problems
 }
@@ -147,15 +170,22 @@ mod key_tests {
     use crate::config::Value;
 
     #[test]
-    fn interfaces_are_named_once_each() {
-        let problems = |names: &[&str]| {
+    fn interfaces_are_named_once_each_and_not_only_excepted() {
+        let problems = |names: &[&str], discover| {
             let names = names.iter().map(ToString::to_string).collect();
-            let values = vec![("targetInterfaces", Value::List(names))];
+            let values = vec![
+                ("targetInterfaces", Value::List(names)),
+                ("discoverInterfaces", Value::Bool(discover)),
+            ];
             check(&Section::new("backends.marker", values)).len()
         };
-        assert_eq!(problems(&["eth0", "eth1"]), 0);
-        assert_eq!(problems(&[]), 1);
-        assert_eq!(problems(&["", ""]), 1);
-        assert_eq!(problems(&["eth0", "eth1", "eth0", "eth0"]), 2);
+        assert_eq!(problems(&["eth0", "eth1"], false), 0);
+        assert_eq!(problems(&[], false), 0);
+        assert_eq!(problems(&["", ""], false), 1);
+        assert_eq!(problems(&["eth*", "!"], false), 1);
+        assert_eq!(problems(&["eth0", "eth1", "eth0", "eth0"], false), 2);
+        assert_eq!(problems(&["!eth0"], false), 1);
+        assert_eq!(problems(&["!eth0"], true), 0);
+        assert_eq!(problems(&["eth*", "!eth0"], false), 0);
     }
 }
