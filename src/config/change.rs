@@ -152,7 +152,7 @@ mod tests {
             r#"log: "stderr" -> "syslog""#,
             "plugins.api: stopping it",
             "plugins.namedPipe: starting it",
-            r#"backends.marker.targetInterfaces: ["lo"] -> ["eth0"]"#,
+            r#"backends.marker.targetInterfaces: [] -> ["eth0"]"#,
             r#"backends.marker.markingStrategy: "label" -> "hopByHop""#,
         ];
         assert_eq!(shown(&changes), expected);
