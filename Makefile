@@ -74,6 +74,9 @@ test-static: ## test the static binary in an empty root folder (root)
 vm-test: deps-vm ## run the static binary's selftest on another kernel (KERNEL=x.deb, STATIC=path; ALL=dir: on all)
 	@STATIC="$(STATIC)" tools/vm-test $(if $(ALL),--all "$(ALL)",$(KERNEL))
 
+stacks-test: deps-test deps-vm ## test stacked interfaces on other kernels (KERNELS="a.deb b.deb"; root)
+	tools/stacks-test $(KERNELS)
+
 check-aarch64: deps-aarch64 ## type-check for Linux on aarch64, C included
 	tools/check-aarch64
 
