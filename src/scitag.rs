@@ -14,7 +14,7 @@ const HOP_BY_HOP: u8 = 0;
 const DESTINATION: u8 = 60;
 
 /// Where a tag was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// `experiment * 64 + activity`.
     Scitag,
@@ -125,7 +125,7 @@ fn from_number(number: u64) -> Result<Vec<(Form, Tag)>, String> {
 /// An option, a header with it, or an IPv6 packet from its first byte on.
 fn from_bytes(bytes: &[u8]) -> Result<Vec<(Form, Tag)>, String> {
     if bytes.len() >= 40 && bytes[0] >> 4 == 6 {
-        return Ok(from_packet(bytes));
+        return Ok(of_packet(bytes));
     }
     if bytes.len() <= 5 || bytes.starts_with(&OPTION) || bytes.starts_with(&OLD_OPTION) {
         return Ok(from_option(bytes).into_iter().collect());
@@ -136,8 +136,13 @@ fn from_bytes(bytes: &[u8]) -> Result<Vec<(Form, Tag)>, String> {
     Ok(options(bytes).collect())
 }
 
-fn from_packet(packet: &[u8]) -> Vec<(Form, Tag)> {
+/// What an IPv6 packet may say, from its first byte on: its options, then its label.
+/// Packets without a tag have labels too, so that one counts only if it is known.
+pub fn of_packet(packet: &[u8]) -> Vec<(Form, Tag)> {
     let mut found = Vec::new();
+    if packet.len() < 40 {
+        return found;
+    }
     let (mut next, mut rest) = (packet[6], &packet[40..]);
     // Both headers at the most: only the first may be a hop-by-hop one.
     while (next == HOP_BY_HOP || next == DESTINATION) && rest.len() >= 8 && found.len() < 8 {

@@ -68,6 +68,7 @@ fn help_lists_the_commands_and_explains_each() {
         "selftest",
         "tag encode",
         "tag decode",
+        "watch",
         "version",
         "help",
         "man",

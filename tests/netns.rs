@@ -15,4 +15,5 @@ mod paths;
 mod privilege;
 mod rig;
 mod stacks;
+mod watch;
 mod xrootd;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::{commands, tag};
+use super::{commands, tag, watch};
 use crate::config;
 use crate::error::Result;
 
@@ -54,8 +54,10 @@ pub struct Args {
     pub log_time: bool,
     /// `--check`.
     pub check: bool,
-    /// `--target-interface`, as often as it was given.
+    /// `--target-interface` or `--interface`, as often as it was given.
     pub interfaces: Vec<String>,
+    /// `--all`.
+    pub all: bool,
     /// `--help`.
     pub help: bool,
     /// `--version`.
@@ -72,6 +74,7 @@ impl Default for Args {
             log_time: false,
             check: false,
             interfaces: Vec::new(),
+            all: false,
             help: false,
             version: false,
         }
@@ -136,6 +139,15 @@ pub static COMMANDS: &[Command] = &[
               kernel has or lacks and for each way of marking, and leaves nothing behind; see \
               KERNELS in glowd(8). It fails if the defaults do not work.",
         run: commands::selftest,
+    },
+    Command {
+        name: "watch",
+        operand: None,
+        doc: "Show the tags that packets carry, a line for each flow. It sees what arrives at the \
+              interfaces and what leaves them, behind the marker. A flow label may be any number, \
+              so only registered tags count there. It takes CAP_NET_RAW, and shows no more than \
+              it can keep up with.",
+        run: watch::watch,
     },
     Command {
         name: "version",
@@ -247,6 +259,33 @@ pub static FLAGS: &[Flag] = &[
                 Ok(())
             }
             _ => Err("that is no name of an interface".into()),
+        },
+    },
+    Flag {
+        long: "interface",
+        short: Some('i'),
+        value: Some("NAME"),
+        default: None,
+        commands: &["watch"],
+        doc: "Watch this interface only. It may be given more than once.",
+        apply: |args, value| match value.into_string() {
+            Ok(name) if !name.is_empty() => {
+                args.interfaces.push(name);
+                Ok(())
+            }
+            _ => Err("that is no name of an interface".into()),
+        },
+    },
+    Flag {
+        long: "all",
+        short: None,
+        value: None,
+        default: None,
+        commands: &["watch"],
+        doc: "Show flows without a tag too.",
+        apply: |args, _| {
+            args.all = true;
+            Ok(())
         },
     },
     Flag {

@@ -8,6 +8,7 @@ mod help;
 pub mod man;
 mod parse;
 mod tag;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -50,7 +50,7 @@ fn registry(args: &Args) -> Result<Registry> {
     Registry::installed()
 }
 
-fn describe(tag: Tag, registry: &Registry) -> String {
+pub(super) fn describe(tag: Tag, registry: &Registry) -> String {
     let (experiment, activity) = registry.names(tag);
     format!(
         "experiment {} ({}), activity {} ({})",

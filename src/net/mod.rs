@@ -9,10 +9,13 @@ pub mod http;
 pub mod inbox;
 #[cfg(target_os = "linux")]
 pub mod interfaces;
+pub mod ipv6;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
 pub mod prefix;
+#[cfg(target_os = "linux")]
+pub mod tap;
 #[cfg(target_os = "linux")]
 pub mod tc;
 pub mod udp;

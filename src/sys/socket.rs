@@ -25,3 +25,36 @@ pub fn set_int_option(
     }
     Ok(())
 }
+
+/// Has a packet socket (packet(7)) keep of IPv6 packets the first `length` octets, and
+/// nothing of others. By a classic filter, of bpf(4)'s instructions.
+///
+/// # Errors
+/// The system refuses.
+#[cfg(target_os = "linux")]
+pub fn keep_ipv6(socket: BorrowedFd<'_>, length: u32) -> io::Result<()> {
+    // linux/filter.h: where the kernel keeps the protocol beside the packet.
+    const PROTOCOL: u32 = 0xffff_f000;
+    const LOAD_HALF: u16 = 0x28;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        instruction(LOAD_HALF, 0, 0, PROTOCOL),
+        instruction(JUMP_IF_EQUAL, 0, 1, 0x86dd),
+        instruction(RETURN, 0, 0, length),
+        instruction(RETURN, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    let size = c_uint::try_from(size_of::<libc::sock_fprog>()).map_err(io::Error::other)?;
+    let (fd, start) = (socket.as_raw_fd(), &raw const program);
+    // SAFETY: the program has that size, it points at that many instructions, and both
+    // live until it returns; the kernel copies them.
+    let code = unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, start.cast(), size)
+    };
+    if code < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `glowd watch` beside the marker and a plain flow.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use super::rig::{line, Rig, Strategy, ATLAS, STRATEGIES};
+use crate::common::{binary, skip_unless_root, udp, v6, Nobody, DEVICE, HERE, THERE};
+
+#[test]
+fn watch_shows_the_tag_of_each_flow_once_on_both_hosts() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in STRATEGIES {
+        let mut rig = Rig::new(strategy, "auto");
+        let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
+        let socket = udp(&rig.pair.here, from, to);
+        let _sink = udp(&rig.pair.there, to, from);
+        let (plain_from, plain_to) = (v6(HERE, 40_001), v6(THERE, 5002));
+        let plain = udp(&rig.pair.here, plain_from, plain_to);
+        let _plain_sink = udp(&rig.pair.there, plain_to, plain_from);
+        rig.obey(&line(true, "udp", from, to, ATLAS));
+        let what = if strategy == Strategy::Label { "flow label" } else { "option" };
+        for way in ["out", "in"] {
+            let start = || {
+                let mut command = Command::new(binary());
+                command.args(["watch", "-i", DEVICE]).stdout(Stdio::piped());
+                command.stderr(Stdio::piped()).spawn().expect("glowd watch")
+            };
+            let host = if way == "out" { &rig.pair.here } else { &rig.pair.there };
+            let mut watch = host.enter(start);
+            let mut told = BufReader::new(watch.stderr.take().expect("its stderr")).lines();
+            let ready = told.next().expect("a line").expect("text");
+            assert!(ready.starts_with("info: watching flows with a tag"), "{ready}");
+            let mut lines = BufReader::new(watch.stdout.take().expect("its stdout")).lines();
+            for _ in 0..3 {
+                plain.send(b"plain").expect("to send");
+                socket.send(b"tagged").expect("to send");
+            }
+            // The probe of the rig is a flow with a tag, too, and sends the last packet.
+            rig.captured();
+            let mut shown: Vec<String> = (0..2).map(|_| lines.next().unwrap().unwrap()).collect();
+            watch.kill().and_then(|()| watch.wait()).expect("its end");
+            shown.extend(lines.map_while(Result::ok));
+            assert_eq!(shown.len(), 2, "{shown:#?}");
+            let tag = "experiment 2 (atlas), activity 15 (Production Input)";
+            assert_eq!(shown[0], format!("{DEVICE} {way}: udp {from} -> {to}: {what} says {tag}"));
+        }
+        rig.finish();
+    }
+}
+
+#[test]
+fn watch_names_what_it_lacks() {
+    let refusal = |command: &mut Command| {
+        let output = command.output().expect("glowd");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, told) = refusal(Command::new(binary()).args(["watch", "-i", "nope0"]));
+    assert_eq!(status, Some(78), "{told}");
+    assert!(told.starts_with("glowd: there is no interface \"nope0\"; there are "), "{told}");
+    if skip_unless_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let (status, told) = refusal(Nobody("-all").command(&dir).arg("watch"));
+    assert_eq!(status, Some(71), "{told}");
+    let reason = "(it takes CAP_NET_RAW, which root has)\n";
+    assert!(told.starts_with("glowd: cannot watch packets: ") && told.ends_with(reason), "{told}");
+}
