@@ -33,7 +33,9 @@ impl Closed {
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
         }
-        self.young.insert(id, (start, end));
+        let life = self.young.entry(id).or_insert((start, end));
+        // Two may tell of one end, by clocks of their own.
+        *life = if start < life.1 { (life.0.min(start), life.1.max(end)) } else { (start, end) };
     }
 
     /// Whether a flow that is said to have begun at `start` is known to be over.

@@ -213,6 +213,13 @@ impl Inlet {
         Inlet { source: (source, Authority::Told), ..self.clone() }
     }
 
+    /// The same way in, for events that come as datagrams: one that is late has no
+    /// effect.
+    #[must_use]
+    pub fn for_what_is_heard(&self) -> Self {
+        Inlet { source: (self.source.0, Authority::Heard), ..self.clone() }
+    }
+
     /// The same way in, for events that nobody told the plugin of: it found them.
     /// They have no effect on flows that somebody has told of.
     #[must_use]
@@ -230,6 +237,7 @@ struct Counters {
     retagged: u64,
     unknown_ends: u64,
     outranked: u64,
+    ongoing: u64,
     stale: u64,
     refused: u64,
     malformed: u64,
@@ -333,10 +341,10 @@ impl Dispatcher {
 
     fn tally(&self) -> Tally {
         let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
-        let Counters { outranked, refused, malformed, .. } = self.counters;
+        let Counters { ongoing, stale, outranked, refused, malformed, .. } = self.counters;
         Tally {
             flows: self.table.count(),
-            events: started + ended + repeated + retagged + outranked,
+            events: started + ended + repeated + retagged + ongoing + stale + outranked,
             errors: unknown_ends + refused + malformed,
         }
     }
@@ -455,7 +463,10 @@ impl Dispatcher {
                     about(Some(told)).debug(format_args!("open already"));
                     self.counters.repeated += 1;
                 }
-                Change::Goes => about(Some(told)).debug(format_args!("goes on")),
+                Change::Goes => {
+                    about(Some(told)).debug(format_args!("goes on"));
+                    self.counters.ongoing += 1;
+                }
                 Change::Stale => {
                     about(Some(told)).debug(format_args!("over already"));
                     self.counters.stale += 1;
@@ -483,11 +494,11 @@ impl Dispatcher {
 
     fn report(&mut self) {
         let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
-        let Counters { stale, outranked, refused, malformed, .. } = self.counters;
+        let Counters { ongoing, stale, outranked, refused, malformed, .. } = self.counters;
         info!(
             "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {stale} late, \
-             {outranked} outranked, {refused} refused, {malformed} malformed",
+             {retagged} retagged, {unknown_ends} ends of unknown flows, {ongoing} went on, \
+             {stale} late, {outranked} outranked, {refused} refused, {malformed} malformed",
             self.table.count(),
             self.admission.limit()
         );

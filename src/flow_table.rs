@@ -71,12 +71,22 @@ impl Admission {
 }
 
 /// How a plugin knows of a flow. Who was told knows better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Authority {
     /// It looked at the system and applied a rule.
     Found,
-    /// The program that has the flow, or somebody for it, said so.
+    /// The program that has the flow, or somebody for it, sent a datagram, which may be
+    /// late or the echo of one that glowd has sent.
+    Heard,
+    /// They said so, in order.
     Told,
+}
+
+impl Authority {
+    /// Whether what this one says has no effect on what `other` has said.
+    fn yields_to(self, other: Authority) -> bool {
+        self == Authority::Found && other != Authority::Found
+    }
 }
 
 /// What an event did to the table.
@@ -140,6 +150,20 @@ impl Stored {
         }
     }
 
+    /// Whether the event is of a flow of the same 5-tuple that was before this one, as
+    /// when the other end echoes what was said of it. Clocks of whole seconds may put
+    /// the end of a flow before its start.
+    fn is_news_of_an_earlier_life(&self, event: &FlowEvent) -> bool {
+        const SECOND: u64 = 1_000_000;
+        let Some(time) = event.time else { return false };
+        match event.state {
+            FlowState::End if event.tag != self.tag => time <= self.start,
+            FlowState::End => time.0.saturating_add(SECOND) <= self.start.0,
+            FlowState::Start => event.tag != self.tag && time < self.start,
+            FlowState::Ongoing => false,
+        }
+    }
+
     /// Takes note of an event at `now`.
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
         let usage = usage.or_else(|| self.news.as_ref()?.usage);
@@ -162,8 +186,13 @@ impl FlowTable {
         now: Timestamp,
     ) -> Change {
         let id = event.id;
-        if self.flows.get(&id).is_some_and(|stored| stored.authority > authority) {
-            return Change::Outranked;
+        if let Some(stored) = self.flows.get(&id) {
+            if authority.yields_to(stored.authority) {
+                return Change::Outranked;
+            }
+            if authority == Authority::Heard && stored.is_news_of_an_earlier_life(&event) {
+                return Change::Stale;
+            }
         }
         match event.state {
             FlowState::Start | FlowState::Ongoing => {
@@ -175,7 +204,12 @@ impl FlowTable {
                     new.hear(usage, now);
                 }
                 match self.flows.entry(id) {
-                    Entry::Vacant(_) if self.closed.covers(&id, event.time) => Change::Stale,
+                    // Who tells in order may open a flow again as it was.
+                    Entry::Vacant(_)
+                        if authority == Authority::Heard && self.closed.covers(&id, event.time) =>
+                    {
+                        Change::Stale
+                    }
                     Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id, &self.key)),
                     Entry::Occupied(mut slot) if event.state == FlowState::Ongoing => {
                         slot.get_mut().authority = authority;
@@ -195,7 +229,8 @@ impl FlowTable {
                 }
             }
             FlowState::End => {
-                let end = event.time.unwrap_or(now);
+                // A clock that is ahead must not bar the flows of the time until then.
+                let end = event.time.unwrap_or(now).min(now);
                 let Some(mut stored) = self.flows.remove(&id) else {
                     // Its start may be on its way: UDP keeps no order.
                     self.closed.note(id, end, end);
@@ -241,7 +276,7 @@ mod tests {
 
     const API: (&str, Authority) = ("api", Authority::Told);
     const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
-    const FIREFLY: (&str, Authority) = ("firefly", Authority::Told);
+    const FIREFLY: (&str, Authority) = ("firefly", Authority::Heard);
     const FINDER: (&str, Authority) = ("netlink", Authority::Found);
 
     fn event(state: FlowState, port: u16, activity: u64) -> FlowEvent {
@@ -346,6 +381,50 @@ mod tests {
         assert_eq!(table.apply(early, FIREFLY, Timestamp(51)), Change::Unknown);
         let late = FlowEvent { time: Some(Timestamp(40)), ..event(FlowState::Start, 8, 16) };
         assert_eq!(table.apply(late, FIREFLY, Timestamp(52)), Change::Stale);
+    }
+
+    /// Two daemons that report to each other: each hears what it has said.
+    #[test]
+    fn the_echo_of_a_new_tag_changes_nothing() {
+        use FlowState::{End, Start};
+        let at = |state, activity, time| FlowEvent {
+            time: Some(Timestamp(time)),
+            ..event(state, 7, activity)
+        };
+        let mut table = table();
+        table.apply(event(Start, 7, 16), PIPE, Timestamp(5));
+        table.apply(event(Start, 7, 15), PIPE, Timestamp(9));
+        for echo in [at(Start, 16, 5), at(End, 16, 9)] {
+            assert_eq!(table.apply(echo, FIREFLY, Timestamp(10)), Change::Stale);
+        }
+        assert_eq!(table.apply(at(Start, 15, 9), FIREFLY, Timestamp(10)), Change::Repeated);
+        assert_eq!(table.flows()[0].tag.activity(), 15);
+        // Its own end counts, also by a clock of whole seconds.
+        let second = 1_000_000;
+        table.apply(at(End, 15, 20), FIREFLY, Timestamp(20));
+        table.apply(at(Start, 16, 5 * second + 7), FIREFLY, Timestamp(6 * second));
+        let before = table.apply(at(End, 16, 4 * second), FIREFLY, Timestamp(6 * second));
+        assert_eq!(before, Change::Stale, "of the flow before");
+        let own = table.apply(at(End, 16, 5 * second), FIREFLY, Timestamp(6 * second));
+        assert!(matches!(own, Change::Closed(_)), "{own:?}");
+    }
+
+    #[test]
+    fn who_tells_in_order_may_open_a_flow_again_as_it_was() {
+        let start = || FlowEvent { time: Some(Timestamp(5)), ..event(FlowState::Start, 7, 16) };
+        let mut table = table();
+        for _ in 0..2 {
+            let opened = table.apply(start(), API, Timestamp(8));
+            assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
+            table.apply(event(FlowState::End, 7, 16), API, Timestamp(9));
+        }
+        assert_eq!(table.apply(start(), FIREFLY, Timestamp(10)), Change::Stale);
+        // A clock that is ahead bars nothing.
+        let end = FlowEvent { time: Some(Timestamp(1 << 60)), ..event(FlowState::End, 7, 16) };
+        table.apply(end, FIREFLY, Timestamp(11));
+        let next = FlowEvent { time: Some(Timestamp(12)), ..event(FlowState::Start, 7, 16) };
+        let opened = table.apply(next, FIREFLY, Timestamp(13));
+        assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
     }
 
     #[test]

@@ -57,11 +57,16 @@ impl Report {
     /// The flow event that it is.
     ///
     /// # Errors
-    /// No label can carry its ids.
+    /// No label can carry its ids, and it is not an end.
     pub fn event(self) -> Result<FlowEvent, String> {
         let Report { state, id, ids, start, end, application, usage } = self;
         let time = if state == FlowState::End { end } else { start };
-        let (tag, usage) = (Tag::new(ids.0, ids.1)?, usage.map(Box::new));
+        let tag = match Tag::new(ids.0, ids.1) {
+            // At an end the flow's own tag counts.
+            Err(_) if state == FlowState::End => Tag::new(1, 0)?,
+            tag => tag?,
+        };
+        let usage = usage.map(Box::new);
         Ok(FlowEvent { state, id, tag, time, application, usage })
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::kv::{Error, Key, Source, Value, VisitSource};
 use log::{Level, Record};
@@ -19,17 +19,27 @@ use super::{priority, Escaped};
 /// Where journald listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// How long a line may wait for a journal that is behind. Bursts fit in its queue
-/// then; a journal that hangs costs this once, since the next lines do not wait.
+/// How long lines may wait together, per [`PERIOD`], for a journal that is behind.
+/// Bursts fit in its queue then, and one that hangs or is slow holds nobody up.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// The way to the journal. Not connected: journald may be restarted.
 #[derive(Debug)]
 pub(super) struct Journald {
     socket: UnixDatagram,
     path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
     /// Lines that could not be sent since the last one that could.
-    lost: Mutex<u64>,
+    lost: u64,
+    /// How long lines may still wait, and since when that counts.
+    patience: Duration,
+    since: Instant,
 }
 
 impl Journald {
@@ -37,7 +47,8 @@ impl Journald {
     pub(super) fn open(path: &Path) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
         socket.set_write_timeout(Some(PATIENCE)).ok()?;
-        let journald = Journald { socket, path: path.to_owned(), lost: Mutex::new(0) };
+        let state = State { lost: 0, patience: PATIENCE, since: Instant::now() };
+        let journald = Journald { socket, path: path.to_owned(), state: Mutex::new(state) };
         // An empty datagram is what the protocol's own libraries probe with: the
         // journal ignores it.
         journald.send(b"", true).ok()?;
@@ -47,24 +58,43 @@ impl Journald {
     /// Writes the line with its fields. False: no journal is there, so that the
     /// caller has to find another way. One that is behind loses it, counted.
     pub(super) fn log(&self, record: &Record<'_>) -> bool {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if *lost > 0 {
-            let text = format!("{lost} lines could not be logged");
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.lost > 0 {
+            let text = format!("{} lines could not be logged", state.lost);
             let notice = datagram(Level::Warn, &text, &None::<(&str, &str)>);
             if self.send(&notice, false).is_ok() {
-                *lost = 0;
+                state.lost = 0;
             }
         }
         let fields = record.key_values();
         let datagram = datagram(record.level(), &Escaped(record.args()).to_string(), fields);
-        match self.send(&datagram, *lost == 0) {
+        match self.send_patiently(&datagram, &mut state) {
             Ok(()) => true,
             Err(error) if is_behind(&error) => {
-                *lost += 1;
+                state.lost += 1;
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// Waits only if it has to, and only as long as there is patience left.
+    fn send_patiently(&self, datagram: &[u8], state: &mut State) -> io::Result<()> {
+        match self.send(datagram, false) {
+            Err(error) if is_behind(&error) => {}
+            result => return result,
+        }
+        let now = Instant::now();
+        if now.duration_since(state.since) >= PERIOD {
+            (state.patience, state.since) = (PATIENCE, now);
+        }
+        // What is left when lines are lost already is not worth to wait for.
+        if state.lost > 0 || state.patience.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let result = self.send(datagram, true);
+        state.patience = state.patience.saturating_sub(now.elapsed());
+        result
     }
 
     fn send(&self, datagram: &[u8], wait: bool) -> io::Result<()> {
@@ -154,7 +184,7 @@ mod tests {
         for _ in 0..lines {
             assert!(line(&journald, "into the queue"));
         }
-        let lost = *journald.lost.lock().unwrap();
+        let lost = journald.state.lock().unwrap().lost;
         assert!(lost > 0);
         let mut buffer = [0; 512];
         let mut queued = 0;

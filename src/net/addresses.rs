@@ -12,9 +12,12 @@ use nix::ifaddrs::getifaddrs;
 /// How old an answer may be that does not know an address.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How old an answer may be that knows it: an address may have moved to another host.
+const STALE: Duration = Duration::from_secs(10);
+
 /// The addresses of the host's interfaces, read again, at most once a second, when
 /// somebody asks for one that is not among them: so an address is known a second
-/// after it appeared, and one that is gone is known until then.
+/// after it appeared, and one that is gone for ten.
 #[derive(Debug, Default)]
 pub struct Local {
     known: HashSet<IpAddr>,
@@ -30,12 +33,14 @@ impl Local {
 
     fn contains_at(&mut self, address: IpAddr, now: impl FnOnce() -> Instant) -> bool {
         let address = address.to_canonical();
-        if address.is_loopback() || self.known.contains(&address) {
+        if address.is_loopback() {
             return true;
         }
         let now = now();
-        if self.read.is_some_and(|read| now.duration_since(read) < FRESH) {
-            return false;
+        let known = self.known.contains(&address);
+        let patience = if known { STALE } else { FRESH };
+        if self.read.is_some_and(|read| now.duration_since(read) < patience) {
+            return known;
         }
         self.read = Some(now);
         match getifaddrs() {

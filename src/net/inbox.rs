@@ -27,6 +27,8 @@ mod portable {
         pub cut: bool,
         /// Who sent it.
         pub from: Option<SocketAddr>,
+        /// The system is not asked.
+        pub to: Option<std::net::Ipv6Addr>,
         /// The system does not count what it drops.
         pub dropped: Option<u32>,
     }
@@ -67,7 +69,7 @@ mod portable {
                     v4.or(v6.map(|from| SocketAddr::new(IpAddr::V6(from.ip()), from.port())))
                 });
                 let (cut, length) = (length > size, length.min(size));
-                take(&self.0[..length], Arrival { length, cut, from, dropped: None });
+                take(&self.0[..length], Arrival { length, cut, from, to: None, dropped: None });
             }
             Ok(BATCH)
         }

@@ -41,7 +41,7 @@ impl FromStr for Prefix {
         };
         let address: IpAddr =
             address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
         let length = match length {
             None => bits,
             // Digits only: Rust would take a plus sign.
@@ -51,6 +51,12 @@ impl FromStr for Prefix {
                 .filter(|length| *length <= bits)
                 .ok_or_else(|| format!("/{length} is not a length (/0 to /{bits})"))?,
         };
+        // As `ss` shows IPv4 on a socket of IPv6; senders are compared as IPv4.
+        let (address, length) = match (address.to_canonical(), length.checked_sub(96)) {
+            (canonical, Some(rest)) if canonical != address => (canonical, rest),
+            _ => (address, length),
+        };
+        let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = Prefix { address, length };
         let cut = match address {
             IpAddr::V4(ip) => {

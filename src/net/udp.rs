@@ -86,6 +86,10 @@ pub fn listener(address: SocketAddr, buffer: usize) -> io::Result<(UdpSocket, us
     }
     #[cfg(target_os = "linux")] // since 2.6.33
     setsockopt(&fd, sockopt::RxqOvfl, &1)?;
+    #[cfg(target_os = "linux")] // whom a datagram was sent to
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)?;
+    }
     bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
     let buffer = getsockopt(&fd, sockopt::RcvBuf)?;
     let socket = UdpSocket::from(fd);

@@ -82,6 +82,10 @@ impl Registry {
         let cannot = |cause: &dyn std::fmt::Display| {
             Error::config(format!("cannot read the registry {:?}: {cause}", path.display()))
         };
+        // To open a pipe that nobody writes to would take for ever.
+        if !path.metadata().map_err(|error| cannot(&error))?.is_file() {
+            return Err(cannot(&"not a regular file"));
+        }
         let file = File::open(path).map_err(|error| cannot(&error))?;
         let mut text = String::new();
         file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| cannot(&error))?;

@@ -9,7 +9,7 @@
 use std::ffi::c_int;
 use std::io::IoSlice;
 use std::mem;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -52,10 +52,10 @@ pub fn send(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> nix::Result<u
 #[repr(C, align(8))]
 struct Name([u8; 32]);
 
-/// Room for a control message with a 32-bit number, and to spare.
-#[derive(Clone, Copy, Debug, Default)]
+/// Room for two control messages: a 32-bit number and an in6_pktinfo.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
-struct Control([u8; 32]);
+struct Control([u8; 80]);
 
 /// A datagram that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,9 @@ pub struct Arrival {
     pub cut: bool,
     /// Who sent it; none: of a family that a UDP socket does not have.
     pub from: Option<SocketAddr>,
+    /// Whom it was sent to, if the socket is of IPv6 and has IPV6_RECVPKTINFO; IPv4
+    /// is mapped.
+    pub to: Option<Ipv6Addr>,
     /// How many datagrams the kernel had dropped since the socket was opened, for
     /// want of room, when this one arrived: modulo 2^32, and only if the socket has
     /// SO_RXQ_OVFL and it is not 0.
@@ -89,7 +92,7 @@ impl Inbox {
     /// `size` is 0.
     pub fn new(size: usize) -> Self {
         assert_ne!(size, 0, "nothing fits into nothing");
-        let (names, controls) = ([Name::default(); BATCH], [Control::default(); BATCH]);
+        let (names, controls) = ([Name::default(); BATCH], [Control([0; 80]); BATCH]);
         Inbox { payloads: vec![0; size * BATCH], size, names, controls }
     }
 
@@ -134,12 +137,16 @@ impl Inbox {
         let arrived = headers[..count].iter().zip(self.payloads.chunks_exact(self.size).zip(names));
         for (header, (payload, (name, control))) in arrived {
             let length = (header.msg_len as usize).min(payload.len());
-            let has_control = header.msg_hdr.msg_controllen > 0;
+            // Its type depends on the C library.
+            #[allow(clippy::unnecessary_cast)]
+            let control = &control.0[..(header.msg_hdr.msg_controllen as usize).min(80)];
+            let dropped = number_of(control, libc::SOL_SOCKET, libc::SO_RXQ_OVFL);
             let arrival = Arrival {
                 length,
                 cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
                 from: name.address(),
-                dropped: has_control.then(|| control.dropped()).flatten(),
+                to: target_of(control),
+                dropped,
             };
             take(&payload[..length], arrival);
         }
@@ -166,17 +173,38 @@ impl Name {
     }
 }
 
-impl Control {
-    /// The number in a control message of SO_RXQ_OVFL (socket(7), cmsg(3)).
-    fn dropped(&self) -> Option<u32> {
-        let number = |at: usize| <[u8; 4]>::try_from(self.0.get(at..at + 4)?).ok();
-        // A length, as large as a pointer; level, type and data.
-        let header = mem::size_of::<usize>();
-        let level = i32::from_ne_bytes(number(header)?);
-        let kind = i32::from_ne_bytes(number(header + 4)?);
-        ((level, kind) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL))
-            .then(|| number(header + 8).map(u32::from_ne_bytes))?
+/// The data of the control message of that level and type (cmsg(3)), if it is there.
+fn control_of(mut controls: &[u8], level: c_int, kind: c_int) -> Option<&[u8]> {
+    // A length, as large as a pointer and counted with the header; level and type.
+    const HEADER: usize = mem::size_of::<usize>() + 8;
+    while controls.len() >= HEADER {
+        let (header, _) = controls.split_at(HEADER);
+        let number = |at: usize| <[u8; 4]>::try_from(header.get(at..at + 4)?).ok();
+        // Its upper half, if it has one, is 0.
+        let low = if cfg!(target_endian = "big") { mem::size_of::<usize>() - 4 } else { 0 };
+        let length = u32::from_ne_bytes(number(low)?) as usize;
+        let data = controls.get(HEADER..length)?;
+        let found =
+            (i32::from_ne_bytes(number(HEADER - 8)?), i32::from_ne_bytes(number(HEADER - 4)?));
+        if found == (level, kind) {
+            return Some(data);
+        }
+        controls = controls.get(length.next_multiple_of(mem::size_of::<usize>())..)?;
     }
+    None
+}
+
+/// The number in a control message, such as that of SO_RXQ_OVFL (socket(7)).
+fn number_of(controls: &[u8], level: c_int, kind: c_int) -> Option<u32> {
+    let data = control_of(controls, level, kind)?;
+    data.get(..4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The address that IPV6_PKTINFO says (RFC 3542 section 6.1).
+fn target_of(controls: &[u8]) -> Option<Ipv6Addr> {
+    let data = control_of(controls, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
+    let address: [u8; 16] = data.get(..16)?.try_into().ok()?;
+    Some(address.into())
 }
 
 #[cfg(test)]
@@ -204,12 +232,32 @@ mod tests {
                     assert_eq!(found, &payload(next)[..next.min(100)]);
                     let from = Some(sender.local_addr().unwrap());
                     let (cut, length) = (next > 100, found.len());
-                    assert_eq!(arrival, Arrival { length, cut, from, dropped: None });
+                    assert_eq!(arrival, Arrival { length, cut, from, to: None, dropped: None });
                     next += 1;
                 };
                 assert!(inbox.receive(socket.as_fd(), take).unwrap() <= BATCH);
             }
         }
+    }
+
+    #[test]
+    fn it_is_told_whom_a_datagram_was_sent_to() {
+        use nix::sys::socket::{setsockopt, sockopt};
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true).unwrap();
+        setsockopt(&socket, sockopt::RxqOvfl, &1).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let mut inbox = Inbox::new(10);
+        for (from, to) in [("127.0.0.1", "::ffff:127.0.0.1"), ("::1", "::1")] {
+            UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (from, port)).unwrap();
+            let mut told = None;
+            assert_eq!(inbox.receive(socket.as_fd(), |_, arrival| told = arrival.to), Ok(1));
+            assert_eq!(told, Some(to.parse().unwrap()));
+        }
+        // Cut short, or of no length.
+        assert_eq!(control_of(&[0; 80], 0, 0), None);
+        assert_eq!(target_of(&[24; 30]), None);
     }
 
     #[test]

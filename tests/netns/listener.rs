@@ -6,9 +6,10 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::rig::{is_marked, is_plain, line, Strategy, ATLAS};
-use crate::common::packet::Packet;
+use crate::common::packet::{Packet, UDP};
 use crate::common::{
-    skip_unless_root, udp, v6, wait_for, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE, THERE,
+    ethernet, ipv6, segment, skip_unless_root, sum, udp, v6, wait_for, Capture, Daemon, Pair,
+    RawSender, DEVICE, HERE, PATIENCE, THERE,
 };
 
 const PORT: u16 = 10_514;
@@ -85,6 +86,49 @@ fn a_firefly_from_the_other_end_marks_what_leaves_here() {
         wait_for("the end", || is_plain(&traffic.packet()).ok());
     }
     daemon.stop(&["which allowFrom does not name"]);
+}
+
+/// IPv6 packets from outside may have any source, also one that looks like IPv4.
+#[test]
+fn who_sends_ipv6_cannot_pass_for_ipv4() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let config = json!({
+        "plugins": {"api": {}, "firefly": {"bindAddress": "::", "allowFrom": ["local", "10.9.0.0/16"]}},
+        "backends": {}
+    });
+    let daemon = Daemon::start_in(&pair.there, config);
+    let sender = RawSender::new(&pair.here, DEVICE);
+    let to = v6(THERE, PORT);
+    let text = firefly("start", v6(HERE, 1), v6(THERE, 2));
+    for (count, source) in ["::ffff:127.0.0.1", "::ffff:10.9.1.1"].iter().enumerate() {
+        let from = v6(source, 999);
+        let mut datagram = segment(UDP, from, to, text.as_bytes());
+        let length = u32::try_from(datagram.len()).expect("small").to_be_bytes();
+        datagram[6..8].copy_from_slice(&[0, 0]);
+        let parts =
+            [&from.ip().octets()[..], &to.ip().octets(), &length, &[0, 0, 0, UDP], &datagram];
+        let checksum = !sum(&parts.concat());
+        datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+        let mut frame = ethernet(&[], &ipv6(0, from, to, UDP, &datagram));
+        // To whoever is there.
+        frame[..6].fill(0xff);
+        sender.send(&frame);
+        wait_for("the datagram to be dropped", || {
+            let lines = daemon.lines();
+            let dropped =
+                lines.iter().filter(|line| line.contains("which allowFrom does not name"));
+            (dropped.count() == count + 1).then_some(())
+        });
+    }
+    let own = udp(&pair.there, v6(THERE, 999), to);
+    own.send(text.as_bytes()).expect("to send");
+    wait_for("the flow", || {
+        pair.there.enter(|| daemon.get("/flows").1["flows"][0].is_object()).then_some(())
+    });
+    daemon.stop(&["which allowFrom does not name", "backends: "]);
 }
 
 /// Each tells the other of its flows, as fireflies go to the destination. A start that

@@ -9,7 +9,7 @@ use log::{debug, error, info, warn};
 use nix::errno::Errno;
 
 use super::owner::{in_use, Claim, Owner, State};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Class, Error, Result};
 use crate::net::interfaces::{self, Interface};
 use crate::net::netlink::{Failure, Socket};
 use crate::net::tc::{self, Filter, Hook};
@@ -370,8 +370,18 @@ fn remove_leftovers(
 pub(super) fn find<'a>(all: &[&'a Interface], name: &str) -> Result<&'a Interface> {
     all.iter().find(|interface| interface.name == name).copied().ok_or_else(|| {
         let known: Vec<&str> = all.iter().map(|interface| interface.name.as_str()).collect();
-        Error::config(format!("there is no interface {name:?} (there are: {})", known.join(", ")))
+        // It may be late at boot: not a matter of the configuration alone.
+        let problem = format!("there is no interface {name:?} (there are: {})", known.join(", "));
+        Error::new(Class::Os, problem)
     })
+}
+
+/// Whether all filters of glowds there, of which there are some, have an owner that
+/// lives.
+fn is_at_work(socket: &mut Socket, interface: &Interface) -> Result<bool> {
+    let owned = owned(socket, interface)?;
+    let alive = |(_, owner): &(Filter, Owner)| matches!(owner.state(), State::Alive);
+    Ok(!owned.is_empty() && owned.iter().all(alive))
 }
 
 /// Removes what killed glowds have left on an interface; returns how many filters.
@@ -389,8 +399,8 @@ fn clean_one(socket: &mut Socket, interface: &Interface) -> Result<usize> {
 /// or on all of them if none is named, and nothing else.
 ///
 /// # Errors
-/// An interface does not exist, or a glowd is at work there: the others have been
-/// cleaned.
+/// An interface does not exist, or was named and a glowd is at work there: the others
+/// have been cleaned.
 pub fn clean(names: &[String]) -> Result<()> {
     let mut socket = Socket::route()?;
     let all = interfaces::list(&mut socket)?;
@@ -400,6 +410,10 @@ pub fn clean(names: &[String]) -> Result<()> {
     }
     let (mut filters, mut result) = (0, Ok(()));
     for interface in targets {
+        // A glowd at work is in the way only of who means that very interface.
+        if names.is_empty() && is_at_work(&mut socket, interface)? {
+            continue;
+        }
         match clean_one(&mut socket, interface).at(interface.name.clone()) {
             Ok(removed) => filters += removed,
             Err(failure) => result = result.and(Err(failure)),

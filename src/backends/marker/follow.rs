@@ -124,6 +124,7 @@ impl Follower {
             self.failed.remove(&index);
             return;
         };
+        self.programs.forget_mtu(index);
         let cause = cause.to_string();
         let before = self.failed.insert(index, (link.clone(), cause.clone()));
         if before.is_some_and(|(_, said)| said == cause) {

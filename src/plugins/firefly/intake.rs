@@ -2,7 +2,7 @@
 //!
 //! Runs on the plugin's thread and owns what it knows of this host's addresses.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Counters, NAME};
@@ -64,7 +64,14 @@ impl Rules {
         }
     }
 
-    fn allow(&self, from: IpAddr, local: &mut Local) -> bool {
+    /// Whether the sender of a datagram to `to` may send.
+    fn allow(&self, from: IpAddr, to: Option<Ipv6Addr>, local: &mut Local) -> bool {
+        let is_v4 = from.to_canonical().is_ipv4();
+        // An IPv6 packet whose source looks like IPv4: the kernel looks at the sources of
+        // IPv4 packets only, and lets none from outside be this host's.
+        if to.is_some_and(|to| is_v4 && to.to_ipv4_mapped().is_none()) {
+            return false;
+        }
         // Prefixes first: they know all at once.
         self.allowed.iter().any(|prefix| prefix.contains(from))
             || (self.local && local.contains(from))
@@ -118,7 +125,7 @@ impl Intake {
         counters.received.add(1);
         let Some(from) = arrival.from else { return Verdict::Drop };
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        if !self.rules.allow(from.ip(), &mut self.local) {
+        if !self.rules.allow(from.ip(), arrival.to, &mut self.local) {
             counters.forbidden.add(1);
             warn_limited!("{NAME}: dropped a datagram from {from}, which allowFrom does not name");
             return Verdict::Drop;

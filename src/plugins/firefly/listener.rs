@@ -80,15 +80,20 @@ impl Listener {
     fn receive(&mut self, out: &Inlet) -> std::result::Result<bool, Refused> {
         let Listener { socket, inbox, intake, counters, relay, .. } = self;
         let (mut events, mut parcel) = (Vec::new(), Parcel::default());
+        let mut malformed = 0;
         let received = inbox.receive(socket.as_fd(), |datagram, arrival| {
             let verdict = intake.judge(datagram, arrival, counters);
             if relay.is_some() && verdict != Verdict::Drop {
                 parcel.add(datagram);
             }
-            if let Verdict::Take(event) = verdict {
-                events.push(event);
+            match verdict {
+                Verdict::Take(event) => events.push(event),
+                Verdict::Drop | Verdict::Relay => malformed += 1,
             }
         });
+        if malformed > 0 {
+            out.malformed(malformed);
+        }
         if let Some(relay) = relay {
             relay.pass(parcel);
         }
@@ -151,7 +156,7 @@ impl Plugin for Listener {
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         let (counters, relays) = (self.counters(), self.relay.is_some());
         out.report_with(Box::new(move || counters.report(relays)));
-        self.work(&out, &stop)
+        self.work(&out.for_what_is_heard(), &stop)
     }
 
     fn live(&self) -> Option<Live> {

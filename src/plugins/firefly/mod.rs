@@ -70,7 +70,9 @@ pub(super) static SPEC: Spec = Spec {
                   192.0.2.0/24 or 2001:db8::/32, addresses, and the word local for loopback and \
                   the addresses of this host, which are followed when they change. Others are \
                   counted and dropped. Nobody has to authenticate, and the sender of a datagram \
-                  is easily forged: let only networks in whose borders you trust.",
+                  is easily forged, in IPv6 also as this host itself: on other addresses than \
+                  loopback let a packet filter see to it, and let only networks in whose borders \
+                  you trust.",
         },
         Key {
             name: "hasSyslogHeader",

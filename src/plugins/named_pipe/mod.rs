@@ -56,7 +56,7 @@ use super::{Plugin, Spec};
 use crate::config::live::Live;
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::Inlet;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Class, Error, Result};
 use crate::log::limit::Limit;
 use crate::part::Context;
 use crate::registry::Names;
@@ -174,7 +174,8 @@ fn gid(group: &str) -> Result<Option<u32>> {
     }
     match Group::from_name(group) {
         Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
-        Ok(None) => Err(Error::config(format!("there is no group \"{group}\""))),
+        // Name services may be late at boot.
+        Ok(None) => Err(Error::new(Class::Os, format!("there is no group \"{group}\""))),
         Err(error) => Err(Error::os(format!("cannot look up group \"{group}\""), error)),
     }
 }
