@@ -12,6 +12,10 @@ use std::process::{exit, Command};
 
 fn main() {
     commit();
+    if let Err(message) = openapi() {
+        println!("cargo::error={message}");
+        exit(1);
+    }
     let linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|os| os == "linux");
     if env::var_os("CARGO_FEATURE_EBPF").is_some() && linux {
         if let Err(message) = bpf() {
@@ -44,6 +48,17 @@ fn commit() {
     if let Some(commit) = known {
         println!("cargo::rustc-env=GLOWD_COMMIT={commit}");
     }
+}
+
+/// Writes the description of the API to $OUT_DIR without its indentation, which is half
+/// of it. No string of JSON goes over a line's end.
+fn openapi() -> Result<(), String> {
+    const SOURCE: &str = "src/plugins/api/openapi.json";
+    println!("cargo::rerun-if-changed={SOURCE}");
+    let text = fs::read_to_string(SOURCE).map_err(|error| format!("{SOURCE}: {error}"))?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let dense: String = text.lines().map(str::trim).collect();
+    fs::write(out.join("openapi.json"), dense).map_err(|error| format!("openapi.json: {error}"))
 }
 
 fn bpf() -> Result<(), String> {

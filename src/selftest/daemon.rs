@@ -11,14 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::error;
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
-use serde_json::json;
-
 use super::watch::Watch;
 use crate::error::{Class, Error, Result};
 use crate::sys::process::stop_with_parent;
+use log::error;
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 
 /// How long Drop waits for the child before it kills it.
 const MERCY: Duration = Duration::from_secs(5);
@@ -74,19 +72,20 @@ impl Daemon {
             let what = format!("cannot start a daemon: cannot {what}");
             move |error| Error::os(what.clone(), error)
         };
-        // As JSON, the paths have to be text; the name of a temporary folder is.
-        let path = |name: &str| folder.file(name).to_string_lossy().into_owned();
-        let config = json!({
-            "pidPath": path("pid"),
-            "workDir": path("work"),
-            "maxFlows": 16,
-            "plugins": { "namedPipe": { "pipePath": path("np") } },
-            "backends": { "marker": {
-                "targetInterfaces": [interface], "attach": attach, "markingStrategy": strategy
-            } },
-        });
-        fs::write(folder.file("conf.json"), config.to_string())
-            .map_err(what("write its configuration"))?;
+        // Text in quotes is text of JSON as long as there is nothing odd in it, as in names
+        // of temporary folders and interfaces of our own.
+        let path = |name: &str| format!("{:?}", folder.file(name).to_string_lossy());
+        let config = format!(
+            r#"{{"pidPath": {}, "workDir": {}, "maxFlows": 16, "registryPath": "",
+                 "plugins": {{"namedPipe": {{"pipePath": {}}}}},
+                 "backends": {{"marker": {{"targetInterfaces": [{interface:?}],
+                                           "attach": {attach:?},
+                                           "markingStrategy": {strategy:?}}}}}}}"#,
+            path("pid"),
+            path("work"),
+            path("np")
+        );
+        fs::write(folder.file("conf.json"), config).map_err(what("write its configuration"))?;
         let log = File::create(folder.file("log")).map_err(what("create its log"))?;
         let notified = UnixDatagram::bind(folder.file("notify")).map_err(what("bind a socket"))?;
         notified.set_nonblocking(true).map_err(what("bind a socket"))?;

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
@@ -14,7 +13,7 @@ use crate::net::http::{Method, Request};
 use crate::registry::{Names, Registry};
 
 /// The description of the API in OpenAPI 3.1.
-const OPENAPI: &str = include_str!("openapi.json");
+const OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));
 
 /// What a route works with.
 pub(super) struct Call<'a> {
@@ -80,7 +79,7 @@ pub(super) fn answer(
         let routes: Vec<_> = ROUTES.iter().map(|r| format!("{} {}", r.method, r.path)).collect();
         let path: String = head.path.chars().take(100).collect();
         let text = format!("there is no {path:?}");
-        write_json(out, &json!({ "error": text, "routes": routes }));
+        write_json(out, &Failure { error: &text, routes });
         return status(404);
     };
     // HEAD is GET whose answer's body stays away (RFC 9110 section 9.3.2).
@@ -107,9 +106,18 @@ pub(super) fn foreign_host(out: &mut Vec<u8>) -> Answer {
     Answer { status: error(out, 403, text), allow: "" }
 }
 
+/// Why there is no other answer.
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: &'a str,
+    /// What there is instead.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<String>,
+}
+
 /// Writes an error as JSON, and returns its status.
 pub(super) fn error(out: &mut Vec<u8>, status: u16, message: &str) -> u16 {
-    write_json(out, &json!({ "error": message }));
+    write_json(out, &Failure { error: message, routes: Vec::new() });
     status
 }
 
@@ -250,7 +258,12 @@ fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
 fn health(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
     match call.inlet.count() {
         Ok(flows) => {
-            write_json(out, &json!({ "status": "ok", "flows": flows }));
+            #[derive(Serialize)]
+            struct Health {
+                status: &'static str,
+                flows: usize,
+            }
+            write_json(out, &Health { status: "ok", flows });
             200
         }
         Err(refused) => refusal(refused, out),
