@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::common::packet::{TCP, UDP};
 use crate::common::{udp, v6, wait_for, Connection, DEVICE, HERE, THERE};
-use crate::machine::{config, Machine, Probe};
+use crate::machine::{config, source, Machine, Probe};
 use crate::rig::{each, is_marked, is_plain, line, of, Strategy, CMS, STRATEGIES};
 
 const COUNT: usize = 20;
@@ -94,6 +94,34 @@ fn paths_in_var_run_are_those_in_run() {
     probe.obey(true, "");
     machine.run(&["systemctl", "stop", "glowd"]);
     machine.assert_nothing_is_left("/run/glowd");
+}
+
+/// Without it the service does not start, and tmpfiles.d(5) helps.
+#[test]
+fn a_missing_root_is_made_by_tmpfiles() {
+    let machine = Machine::boot();
+    machine.configure("conf", &config(&json!({})));
+    machine.drop_in("glowd.service", "Restart=no");
+    machine.run(&["rm", "-r", "/run/glowd.root"]);
+    assert!(!machine.output(&["systemctl", "start", "glowd"]).status.success());
+    assert_eq!(machine.property("glowd", "ExecMainStatus"), "226");
+    machine.run(&["systemd-tmpfiles", "--create", "glowd.conf"]);
+    machine.run(&["systemctl", "start", "glowd"]);
+}
+
+/// As the manual says of a file elsewhere.
+#[test]
+fn a_registry_elsewhere_needs_its_folder() {
+    let machine = Machine::boot();
+    let mut config = config(&json!({}));
+    config["registryPath"] = json!("/opt/scitags/registry.json");
+    machine.configure("conf", &config);
+    let registry = std::fs::read_to_string(source("data/registry.json")).unwrap();
+    machine.write("/opt/scitags/registry.json", &registry);
+    assert!(!machine.output(&["systemctl", "start", "glowd"]).status.success());
+    assert_eq!(machine.property("glowd", "ExecMainStatus"), "78");
+    machine.drop_in("glowd.service", "BindReadOnlyPaths=/opt/scitags");
+    machine.run(&["systemctl", "start", "glowd"]);
 }
 
 /// UDP and TCP, and every octet of a packet as the strategy demands.
