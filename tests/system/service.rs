@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::common::packet::{TCP, UDP};
 use crate::common::{udp, v6, wait_for, Connection, DEVICE, HERE, THERE};
-use crate::machine::{config, Machine, Probe};
+use crate::machine::{config, source, Machine, Probe};
 use crate::rig::{each, is_marked, is_plain, line, of, Strategy, CMS, STRATEGIES};
 
 const COUNT: usize = 20;
@@ -49,6 +49,79 @@ fn it_is_ready_as_its_own_user_with_three_capabilities() {
     };
     assert!(options("/").starts_with("ro,"), "{mounts}");
     assert!(options("/run/glowd").starts_with("rw,"), "{mounts}");
+}
+
+/// Its root is a folder of its own: no start puts anything into the configuration's.
+#[test]
+fn its_root_is_not_the_folder_of_the_configuration() {
+    let machine = Machine::boot();
+    machine.configure("conf", &config(&json!({})));
+    machine.configure("a", &json!({ "plugins": { "namedPipe": {} }, "backends": {} }));
+    let listing = || machine.run(&["ls", "-lAR", "--time-style=full-iso", "/etc/glowd"]);
+    let before = listing();
+    machine.run(&["systemctl", "start", "glowd", "glowd@a"]);
+    for unit in ["glowd", "glowd@a"] {
+        let pid = machine.main_pid(unit);
+        let mounts = machine.path(&format!("/proc/{pid}/mountinfo"));
+        let mounts = std::fs::read_to_string(mounts).unwrap();
+        // What is mounted where (proc(5)).
+        let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+        assert_eq!(line.split(' ').nth(3), Some("/glowd.root"), "{mounts}");
+        let root = machine.path(&format!("/proc/{pid}/root"));
+        assert!(root.join("etc/glowd/conf.json").exists() && !root.join("conf.json").exists());
+    }
+    // The one goes on when the other has gone, and comes back.
+    machine.run(&["systemctl", "stop", "glowd"]);
+    assert_eq!(machine.property("glowd@a", "ActiveState"), "active");
+    machine.run(&["systemctl", "start", "glowd"]);
+    machine.run(&["systemctl", "stop", "glowd", "glowd@a"]);
+    assert_eq!(listing(), before);
+}
+
+/// As the configurations of older daemons have them.
+#[test]
+fn paths_in_var_run_are_those_in_run() {
+    let machine = Machine::boot();
+    let mut config = config(&json!({}));
+    config["pidPath"] = json!("/var/run/glowd/glowd.pid");
+    config["plugins"]["namedPipe"]["pipePath"] = json!("/var/run/glowd/np");
+    machine.configure("conf", &config);
+    machine.run(&["systemctl", "start", "glowd"]);
+    let pid = std::fs::read_to_string(machine.path("/run/glowd/glowd.pid")).unwrap();
+    assert_eq!(pid.trim(), machine.main_pid("glowd").to_string());
+    let capture = machine.capture();
+    let mut probe = Probe::new(&machine, &capture, Strategy::Label);
+    probe.obey(true, "");
+    machine.run(&["systemctl", "stop", "glowd"]);
+    machine.assert_nothing_is_left("/run/glowd");
+}
+
+/// Without it the service does not start, and tmpfiles.d(5) helps.
+#[test]
+fn a_missing_root_is_made_by_tmpfiles() {
+    let machine = Machine::boot();
+    machine.configure("conf", &config(&json!({})));
+    machine.drop_in("glowd.service", "Restart=no");
+    machine.run(&["rm", "-r", "/run/glowd.root"]);
+    assert!(!machine.output(&["systemctl", "start", "glowd"]).status.success());
+    assert_eq!(machine.property("glowd", "ExecMainStatus"), "226");
+    machine.run(&["systemd-tmpfiles", "--create", "glowd.conf"]);
+    machine.run(&["systemctl", "start", "glowd"]);
+}
+
+/// As the manual says of a file elsewhere.
+#[test]
+fn a_registry_elsewhere_needs_its_folder() {
+    let machine = Machine::boot();
+    let mut config = config(&json!({}));
+    config["registryPath"] = json!("/opt/scitags/registry.json");
+    machine.configure("conf", &config);
+    let registry = std::fs::read_to_string(source("data/registry.json")).unwrap();
+    machine.write("/opt/scitags/registry.json", &registry);
+    assert!(!machine.output(&["systemctl", "start", "glowd"]).status.success());
+    assert_eq!(machine.property("glowd", "ExecMainStatus"), "78");
+    machine.drop_in("glowd.service", "BindReadOnlyPaths=/opt/scitags");
+    machine.run(&["systemctl", "start", "glowd"]);
 }
 
 /// UDP and TCP, and every octet of a packet as the strategy demands.
