@@ -112,7 +112,7 @@ pub static COMMANDS: &[Command] = &[
         operand: None,
         doc: "Remove the packet filters that a killed glowd left behind, and nothing else. It is \
               not needed for a new start, which replaces them. Where a glowd is at work, nothing \
-              is touched and that is an error.",
+              is touched; if that interface was named, it is an error.",
         run: commands::marker_clean,
     },
     Command {
