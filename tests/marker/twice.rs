@@ -4,6 +4,9 @@ use super::*;
 
 #[test]
 fn a_packet_that_is_marked_already_is_as_it_should_be() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in all_strategies() {
         for packet in [Packet::tcp(100), Packet::udp(100)] {
             let frame = marked(&packet, strategy).frame();
@@ -14,6 +17,9 @@ fn a_packet_that_is_marked_already_is_as_it_should_be() {
 
 #[test]
 fn a_packet_that_says_something_else_is_unmarked() {
+    if skip_unless_root() {
+        return;
+    }
     for strategy in HEADER_STRATEGIES {
         let reason = if strategy == Strategy::Destination { "EXTENSION" } else { "HOP_BY_HOP" };
         // Experiment, activity, type and length of the option.
