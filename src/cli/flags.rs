@@ -253,13 +253,7 @@ pub static FLAGS: &[Flag] = &[
         default: Some("all"),
         commands: &["marker clean"],
         doc: "Clean this interface only. It may be given more than once.",
-        apply: |args, value| match value.into_string() {
-            Ok(name) if !name.is_empty() => {
-                args.interfaces.push(name);
-                Ok(())
-            }
-            _ => Err("that is no name of an interface".into()),
-        },
+        apply: add_interface,
     },
     Flag {
         long: "interface",
@@ -268,13 +262,7 @@ pub static FLAGS: &[Flag] = &[
         default: None,
         commands: &["watch"],
         doc: "Watch this interface only. It may be given more than once.",
-        apply: |args, value| match value.into_string() {
-            Ok(name) if !name.is_empty() => {
-                args.interfaces.push(name);
-                Ok(())
-            }
-            _ => Err("that is no name of an interface".into()),
-        },
+        apply: add_interface,
     },
     Flag {
         long: "all",
@@ -324,6 +312,16 @@ pub static FLAGS: &[Flag] = &[
         },
     },
 ];
+
+fn add_interface(args: &mut Args, value: OsString) -> std::result::Result<(), String> {
+    match value.into_string() {
+        Ok(name) if !name.is_empty() => {
+            args.interfaces.push(name);
+            Ok(())
+        }
+        _ => Err("that is no name of an interface".into()),
+    }
+}
 
 impl Flag {
     /// Whether `command` knows it.
