@@ -214,7 +214,7 @@ fn defect_12_failures_have_their_exit_status() {
         format!("glowd: {path}:1:14: maxFlows: 0 is out of range (1 to 10000000)"),
         format!(
             "glowd: {path}:2:1: plugin: this version of glowd does not know this key: did you \
-             mean \"plugins\"? (known: pidPath, workDir, maxFlows, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
+             mean \"plugins\"? (known: pidPath, workDir, maxFlows, idleTimeout, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
              backends)"
         ),
     ];
