@@ -27,7 +27,7 @@ pub(crate) enum Message {
     },
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
-    Malformed(u64),
+    Malformed(Source, u64),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -157,7 +157,7 @@ impl Inlet {
     /// Counts so many events that could not be understood.
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
-        let _ = self.messages.send(Message::Malformed(events));
+        let _ = self.messages.send(Message::Malformed(self.source, events));
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so

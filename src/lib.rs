@@ -25,6 +25,7 @@ pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
 pub mod inlet;
+pub mod outcomes;
 pub mod queue;
 
 pub mod backends;
@@ -42,6 +43,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod log;
+pub mod metrics;
 pub mod part;
 #[cfg(target_os = "linux")]
 pub mod privileges;

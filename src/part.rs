@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::config::{Key, Section};
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::registry::{Names, Registry, Unknown};
 
 /// The registration of a part. `T` is the trait object that it builds.
@@ -36,13 +37,15 @@ pub struct Context {
     pub max_flows: u32,
     /// What experiments and activities are called.
     pub names: Arc<Names>,
+    /// Where it says what it counts.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Context {
     /// For up to `max_flows` flows, with the registry in the binary.
     pub fn new(max_flows: u32) -> Self {
         let names = Names::fixed(Registry::snapshot(), Unknown::Accept);
-        Context { max_flows, names: Arc::new(names) }
+        Context { max_flows, names: Arc::new(names), metrics: Arc::default() }
     }
 }
 

@@ -70,6 +70,11 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
+    /// How many events wait, as it is at any time.
+    pub(crate) fn depth(&self) -> Arc<AtomicUsize> {
+        self.depth.clone()
+    }
+
     /// Adds a batch. It never waits.
     pub(crate) fn send(&mut self, batch: Batch) {
         let depth = self.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
