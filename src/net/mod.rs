@@ -15,6 +15,8 @@ pub mod netlink;
 pub mod poller;
 pub mod prefix;
 #[cfg(target_os = "linux")]
+pub mod sock_diag;
+#[cfg(target_os = "linux")]
 pub mod tap;
 #[cfg(target_os = "linux")]
 pub mod tc;
