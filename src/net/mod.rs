@@ -2,6 +2,8 @@
 
 pub mod addresses;
 #[cfg(target_os = "linux")]
+pub mod cgroups;
+#[cfg(target_os = "linux")]
 pub mod changes;
 pub mod collectors;
 pub mod host;
@@ -13,7 +15,13 @@ pub mod ipv6;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
+pub mod ports;
 pub mod prefix;
+#[cfg(target_os = "linux")]
+#[cfg_attr(not(feature = "ebpf"), path = "processes_absent.rs")]
+pub mod processes;
+#[cfg(target_os = "linux")]
+pub mod sock_diag;
 #[cfg(target_os = "linux")]
 pub mod tap;
 #[cfg(target_os = "linux")]
