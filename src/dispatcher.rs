@@ -83,10 +83,11 @@ impl Dispatcher {
         self.names = Some(names);
     }
 
-    /// Has the dispatcher, and the queues that are attached from now on, measured.
-    pub fn measure_by(&mut self, metrics: Arc<Metrics>) {
+    /// Has the dispatcher, which hears of `plugins`, and the queues that are attached from
+    /// now on measured.
+    pub fn measure_by(&mut self, metrics: Arc<Metrics>, plugins: Vec<&'static str>) {
         let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
-        metrics.add(move |writer| outcomes.write(admission.limit(), writer));
+        metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
         self.metrics = Some(metrics);
     }
 

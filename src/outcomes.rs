@@ -83,11 +83,13 @@ impl Outcomes {
         self.rows.iter().map(|(_, row)| row.0[outcome as usize].get()).sum()
     }
 
-    /// Writes them as metrics, with how many flows may be open.
-    pub fn write(&self, limit: usize, writer: &mut Writer) {
+    /// Writes those of the daemon and of the plugins that run as metrics, with how many
+    /// flows may be open.
+    pub fn write(&self, plugins: &[&str], limit: usize, writer: &mut Writer) {
         writer.number(&FLOWS_OPEN, &[], self.open.get());
         writer.number(&FLOWS_LIMIT, &[], limit as u64);
-        for (source, row) in &self.rows {
+        let running = |source| source == "glowd" || plugins.contains(&source);
+        for (source, row) in self.rows.iter().filter(|(source, _)| running(source)) {
             for ((_, result), count) in NAMES.iter().zip(&row.0) {
                 writer.number(&EVENTS, &[source, result], count.get());
             }

@@ -5,6 +5,7 @@
 
 mod firefly;
 mod marker;
+mod prometheus;
 
 use crate::dispatcher::Queue;
 use crate::error::Result;
@@ -28,7 +29,7 @@ pub trait Backend: Send {
 pub type Spec = part::Spec<dyn Backend>;
 
 /// All backends, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&marker::SPEC, &firefly::SPEC];
+pub const ALL: &[&Spec] = &[&marker::SPEC, &firefly::SPEC, &prometheus::SPEC];
 
 /// The example of CONTRIBUTING.md, which has to compile and to work.
 #[cfg(test)]

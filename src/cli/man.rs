@@ -4,6 +4,7 @@
 use super::flags::{Command, Flag, COMMANDS, FLAGS};
 use super::help::wrap;
 use crate::config::{Key, Kind, TOP};
+use crate::metrics::families::{self, Family};
 use crate::part::Spec;
 use crate::{backends, plugins};
 
@@ -35,6 +36,7 @@ const SLOTS: &[(&str, Fill)] = &[
     ("!!options!!", || FLAGS.iter().map(flag).collect()),
     ("!!top!!", || TOP.iter().map(key).collect()),
     ("!!plugins!!", || plugins::ALL.iter().map(|spec| part(spec)).collect()),
+    ("!!metrics!!", || families::ALL.iter().map(|family| metric(family)).collect()),
     ("!!backends!!", || backends::ALL.iter().map(|spec| part(spec)).collect()),
 ];
 
@@ -118,6 +120,16 @@ fn part<T: ?Sized>(spec: &Spec<T>) -> String {
     text.push_str(".Bl -tag -width 4n\n");
     text.extend(spec.keys.iter().map(key));
     text + ".El\n"
+}
+
+/// `name{labels} (kind)`, as every metric is headed.
+fn metric(family: &Family) -> String {
+    let labels = match family.labels {
+        [] => String::new(),
+        labels => format!("{{{}}}", labels.join(", ")),
+    };
+    let head = escape(&format!("{labels} {}", family.kind.name()));
+    format!(".It Cm {} No \"{}\"\n{}", family.name, head.trim_start(), prose(family.help))
 }
 
 fn capital(text: &str) -> String {
