@@ -13,6 +13,7 @@ mod odd;
 mod packets;
 mod paths;
 mod privilege;
+mod prometheus;
 mod rig;
 mod stacks;
 mod watch;

@@ -53,6 +53,10 @@ families! {
         "Events that a backend dropped since too many waited.";
     INTERFACE_ATTACHED: Gauge "glowd_interface_attached" ["interface"]
         "Whether the marker is attached to an interface: 1, or 0 if it should be and is not.";
+    INTERFACE_BYTES: Counter "glowd_interface_transmit_bytes_total" ["interface"]
+        "Octets that an interface has sent on which packets are marked, marked or not.";
+    INTERFACE_PACKETS: Counter "glowd_interface_transmit_packets_total" ["interface"]
+        "Packets that an interface has sent on which packets are marked, marked or not.";
     MAP_ENTRIES: Gauge "glowd_bpf_map_entries" ["map"]
         "Entries in a map of the marker.";
     MAP_ENTRIES_LIMIT: Gauge "glowd_bpf_map_entries_limit" ["map"]

@@ -7,6 +7,7 @@
 //! metrics there are is in `families`, and no other can be written; glowd(8) lists them.
 
 pub mod families;
+pub mod interfaces;
 #[cfg_attr(not(target_os = "linux"), path = "process_absent.rs")]
 pub mod process;
 

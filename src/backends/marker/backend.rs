@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::flow::Flow;
 use crate::log::limit::Limit;
 use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
-use crate::metrics::{Count, Metrics};
+use crate::metrics::{interfaces, Count, Metrics};
 use crate::part::Context;
 use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_LABELS, UNMARKED_REASONS};
 use crate::sys::bpf::{Map, PerCpuArray};
@@ -84,10 +84,12 @@ impl Marker {
         metrics.add(move |writer| {
             writer.number(&MAP_ENTRIES, &["flows"], entries.get());
             writer.number(&MAP_ENTRIES_LIMIT, &["flows"], capacity.into());
-            for (interface, attached) in names.lock().unwrap_or_else(PoisonError::into_inner).iter()
-            {
+            // A copy, since the thread that follows the interfaces needs them too.
+            let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for (interface, attached) in &names {
                 writer.number(&INTERFACE_ATTACHED, &[interface], u64::from(*attached));
             }
+            interfaces::write(names.iter().map(|(name, _)| name.as_str()), writer);
             // What the kernel refuses to tell has no sample.
             for (count, reason) in unmarked.sums().unwrap_or_default().iter().zip(UNMARKED_LABELS) {
                 writer.number(&UNMARKED, &[reason], *count);
