@@ -25,6 +25,7 @@ pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
 pub mod queue;
+pub mod stun;
 
 pub mod backends;
 

@@ -90,6 +90,11 @@ fn key(key: &Key) -> String {
     if !key.aliases.is_empty() {
         text.push_str(&format!("Alias: {}.\n", escape(&key.aliases.join(", "))));
     }
+    if let Kind::Section(keys) = key.kind {
+        text.push_str(".Bl -tag -width 4n\n");
+        text.extend(keys.iter().map(self::key));
+        text.push_str(".El\n");
+    }
     if let Kind::Choice(choices) = key.kind {
         for choice in choices.iter().filter(|choice| !choice.aliases.is_empty()) {
             let aliases = escape(&choice.aliases.join(", "));

@@ -4,7 +4,7 @@
 use log::Level;
 
 use super::json::{self, Json, Member, Node};
-use super::key::{Key, Kind};
+use super::key::{Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::{Note, Position, Problem};
 use super::section::Section;
@@ -121,8 +121,14 @@ impl<'t> Judge<'t> {
                     self.note(Level::Info, member.at, &message);
                     return None;
                 }
+                let path = join(path, key.name);
+                if let (Kind::Section(keys), false) = (&key.kind, member.value.is_null()) {
+                    let names: Vec<_> = keys.iter().map(Name::of_key).collect();
+                    let given = self.members(&path, member.value, "key", &names);
+                    return Some(Value::Section(Some(self.section(&path, keys, given))));
+                }
                 value::judge(&key.kind, member.value)
-                    .map_err(|wrong| self.problem(wrong.at, &join(path, key.name), wrong.message))
+                    .map_err(|wrong| self.problem(wrong.at, &path, wrong.message))
                     .ok()
             });
             // After a problem the default only stands in: the whole is refused.
@@ -162,6 +168,11 @@ impl<'t> Judge<'t> {
             parts.push((*spec, section));
         }
         parts
+    }
+
+    /// Whether the key at that full path was given, under whatever name.
+    pub(super) fn is_given(&self, path: &str) -> bool {
+        self.places.iter().any(|(known, _)| known == path)
     }
 
     /// Whether nothing was wrong so far.
@@ -255,7 +266,7 @@ fn shown(key: &str) -> String {
 mod tests {
     use super::*;
     use crate::backends;
-    use crate::config::{Choice, Config, Value};
+    use crate::config::{Choice, Config};
     use crate::error::{Class, Error};
     use crate::part::no_rules;
     use crate::plugins;

@@ -1,6 +1,10 @@
 //! A configuration key as the tables of the parts declare it: name, type, range,
 //! default and documentation. Parser, `glowd conf` and glowd.conf(5) all read it.
 
+use serde::Serializer;
+
+use super::Section;
+
 /// A key of a section.
 #[derive(Debug)]
 pub struct Key {
@@ -43,6 +47,10 @@ pub enum Kind {
     Choice(&'static [Choice]),
     /// A list of texts, or one text for a list of one.
     List,
+    /// An object of texts, whose keys may be anything.
+    Map,
+    /// An object with the keys of this table, or null: it is off then.
+    Section(&'static [Key]),
     /// Has no effect any more: accepted with any value, and said to be so.
     Retired,
 }
@@ -68,6 +76,14 @@ pub enum Value {
     Text(String),
     /// Of [`Kind::List`].
     List(Vec<String>),
+    /// Of [`Kind::Map`], in the order of the text.
+    Map(#[serde(serialize_with = "as_map")] Vec<(String, String)>),
+    /// Of [`Kind::Section`].
+    Section(Option<Section>),
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
 #[cfg(test)]
@@ -112,6 +128,14 @@ mod tests {
             assert!(serde_json::from_str::<serde_json::Value>(key.default).is_ok(), "{name}");
             assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{name}: {}", key.doc);
             assert!(!key.doc.contains("  "), "{name}: {}", key.doc);
+            if let Kind::Section(keys) = key.kind {
+                distinct(name, names(keys));
+                for inner in keys {
+                    assert!(inner.default_value().is_some(), "{name}.{}", inner.name);
+                    assert!(inner.doc.ends_with('.') && inner.doc.is_ascii(), "{}", inner.name);
+                    assert_eq!(inner.live, key.live, "{name}.{}", inner.name);
+                }
+            }
             if let Kind::Choice(choices) = &key.kind {
                 distinct(name, choices.iter().map(|choice| (choice.name, choice.aliases)));
                 let canonical = choices.iter().any(|choice| {

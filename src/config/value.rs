@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::json::{Json, Node};
+use super::json::{Json, Member, Node};
 use super::key::{Choice, Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::Problem;
@@ -19,6 +19,8 @@ impl Kind {
             Kind::Mode => "octal permissions (a text, such as \"0660\")".into(),
             Kind::Choice(choices) => format!("one of {}", names(choices, ", ")),
             Kind::List => "a list of texts".into(),
+            Kind::Map => "an object of texts".into(),
+            Kind::Section(_) => "an object ({} for the defaults)".into(),
             Kind::Retired => "anything".into(),
         }
     }
@@ -34,6 +36,8 @@ impl Kind {
             Kind::Mode => "octal mode".into(),
             Kind::Choice(choices) => names(choices, " | "),
             Kind::List => "list of text".into(),
+            Kind::Map => "object of text".into(),
+            Kind::Section(_) => "object".into(),
             Kind::Retired => "any".into(),
         }
     }
@@ -102,6 +106,28 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
             Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_),
             Json::Text(text),
         ) => Value::Text(judge_text(kind, text).map_err(problem)?),
+        (Kind::Map, Json::Object(members)) => {
+            let mut pairs: Vec<(String, String)> = Vec::with_capacity(members.len());
+            for Member { at, key, value } in members {
+                let problem = |at, message: String| Problem {
+                    at,
+                    message: format!("{:?}: {message}", shorten(&key)),
+                };
+                let text = match value.open().map_err(|message| problem(value.at, message))? {
+                    Json::Text(text) => {
+                        item(text, value.at).map_err(|wrong| problem(wrong.at, wrong.message))?
+                    }
+                    json => return Err(problem(value.at, unexpected(&json, "a text"))),
+                };
+                if pairs.iter().any(|(known, _)| *known == key) {
+                    return Err(problem(at, "given a second time".into()));
+                }
+                pairs.push((key, text));
+            }
+            Value::Map(pairs)
+        }
+        // Anything else in it is for who judges sections.
+        (Kind::Section(_), Json::Null) => Value::Section(None),
         // A choice may have true and false among its names.
         (Kind::Choice(choices), Json::Bool(value))
             if choices.iter().any(|choice| choice.name == value.to_string()) =>
@@ -208,6 +234,7 @@ mod tests {
     #[test]
     fn good_values_become_canonical() {
         let text = |text: &str| Value::Text(text.into());
+        let map = Value::Map(vec![("b".into(), "1".into()), ("a".into(), "2".into())]);
         for (kind, json, value) in [
             (Kind::Bool, "true", Value::Bool(true)),
             (PORT, "65535", Value::Int(65535)),
@@ -221,6 +248,9 @@ mod tests {
             (Kind::List, r#""lo""#, Value::List(vec!["lo".into()])),
             (Kind::List, r#"["a", "b"]"#, Value::List(vec!["a".into(), "b".into()])),
             (Kind::List, "[]", Value::List(vec![])),
+            (Kind::Map, "{}", Value::Map(vec![])),
+            (Kind::Map, r#"{"b": "1", "a": "2"}"#, map),
+            (Kind::Section(&[]), "null", Value::Section(None)),
         ] {
             assert_eq!(judged(&kind, json), Ok(value), "{json}");
         }
@@ -248,6 +278,9 @@ mod tests {
                 "item 2: found the text \"\", expected a text that is not empty",
             ),
             (Kind::List, "true", "found true, expected a list of texts"),
+            (Kind::Map, "[]", "found a list, expected an object of texts"),
+            (Kind::Map, r#"{"a": 1}"#, "\"a\": found the number 1, expected a text"),
+            (Kind::Map, r#"{"a": "1", "a": "1"}"#, "\"a\": given a second time"),
             (
                 CHOICES,
                 "\"lable\"",
