@@ -33,6 +33,9 @@ const AT_ONCE: usize = 64;
 /// The public address and who says so, or why there is none.
 pub(super) type Outcome = Result<(IpAddr, SocketAddr), String>;
 
+/// What came of asking for some addresses.
+pub(super) type Outcomes = Vec<(IpAddr, Outcome)>;
+
 /// A server and the transaction with it.
 #[derive(Debug)]
 struct Asked {
@@ -188,8 +191,8 @@ impl Inquiries {
         &mut self,
         others: &[BorrowedFd<'_>],
         until: Option<Instant>,
-    ) -> nix::Result<(Vec<bool>, Vec<(IpAddr, Outcome)>)> {
-        let mut outcomes = Vec::new();
+    ) -> nix::Result<(Vec<bool>, Outcomes)> {
+        let mut outcomes = Outcomes::new();
         let now = Instant::now();
         self.end(&mut outcomes, |inquiry| inquiry.send(now));
         let due = self.0.iter().map(|inquiry| inquiry.next).chain(until).min();
@@ -222,7 +225,7 @@ impl Inquiries {
     /// Does something with each, and takes those out that came to an end by it.
     fn end(
         &mut self,
-        outcomes: &mut Vec<(IpAddr, Outcome)>,
+        outcomes: &mut Outcomes,
         mut act: impl FnMut(&mut Inquiry) -> Option<Outcome>,
     ) {
         self.0.retain_mut(|inquiry| match act(inquiry) {

@@ -21,8 +21,8 @@ use crate::warn_limited;
 
 /// After how long an address without an answer is asked for again.
 const RETRY: Duration = Duration::from_secs(300);
-/// The least time between two looks at the addresses, and between two times that one is
-/// asked for, however often they change.
+/// The least time between two looks at the addresses, however often they change.
+#[cfg(target_os = "linux")]
 const CALM: Duration = Duration::from_secs(1);
 
 /// A private address of this host.
@@ -51,6 +51,7 @@ pub(super) struct Worker {
     #[cfg(target_os = "linux")]
     changes: Option<crate::net::changes::Changes>,
     /// Until then changes are not looked at.
+    #[cfg(target_os = "linux")]
     calm: Instant,
     locals: Vec<Local>,
     inquiries: Inquiries,
@@ -101,6 +102,7 @@ impl Worker {
             // Before the first look, so that no change is missed.
             #[cfg(target_os = "linux")]
             changes: hear_of_changes(),
+            #[cfg(target_os = "linux")]
             calm: Instant::now(),
             locals: Vec::new(),
             inquiries: Inquiries::default(),
@@ -131,20 +133,22 @@ impl Worker {
         self.ask_what_is_due();
         let asking = &self.inquiries;
         let waiting = self.locals.iter().filter(|local| !asking.has(local.ip));
-        let mut until = waiting.map(|local| local.due).min();
+        let until = waiting.map(|local| local.due).min();
         let mut fds = vec![stop.as_fd()];
         if self.resolver.is_some() {
             fds.push(self.news.as_fd());
         }
-        let others = fds.len();
         #[cfg(target_os = "linux")]
-        if let Some(changes) = &self.changes {
-            if self.calm <= Instant::now() {
+        let own = fds.len();
+        #[cfg(target_os = "linux")]
+        let until = match &self.changes {
+            Some(changes) if self.calm <= Instant::now() => {
                 fds.push(changes.as_fd());
-            } else {
-                until = until.into_iter().chain([self.calm]).min();
+                until
             }
-        }
+            Some(_) => until.into_iter().chain([self.calm]).min(),
+            None => until,
+        };
         let (readable, outcomes) = self.inquiries.step(&fds, until)?;
         if readable[0] {
             return Ok(false);
@@ -152,11 +156,11 @@ impl Worker {
         for (ip, outcome) in outcomes {
             self.learn(ip, outcome);
         }
-        if others > 1 && readable[1] {
+        if self.resolver.is_some() && readable[1] {
             self.hear_of_servers();
         }
         #[cfg(target_os = "linux")]
-        if readable.get(others) == Some(&true) {
+        if readable.get(own) == Some(&true) {
             self.calm = Instant::now() + CALM;
             if let Some(Err(errno)) = self.changes.as_mut().map(|changes| changes.take()) {
                 error!("{NAME}: cannot hear of changes any more: {errno}");
