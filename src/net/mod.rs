@@ -21,3 +21,17 @@ pub mod tc;
 pub mod udp;
 #[cfg(target_os = "linux")]
 pub mod veth;
+
+/// What `call` returns, again and again while a signal interrupts it: on a socket with a
+/// timeout it may, although nobody handles signals (signal(7)).
+///
+/// # Errors
+/// Those of the call but for that.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
