@@ -2,6 +2,8 @@
 
 pub mod addresses;
 #[cfg(target_os = "linux")]
+pub mod cgroups;
+#[cfg(target_os = "linux")]
 pub mod changes;
 pub mod collectors;
 pub mod host;
@@ -14,6 +16,11 @@ pub mod ipv6;
 pub mod netlink;
 pub mod poller;
 pub mod prefix;
+#[cfg(target_os = "linux")]
+#[cfg_attr(not(feature = "ebpf"), path = "processes_absent.rs")]
+pub mod processes;
+#[cfg(target_os = "linux")]
+pub mod sock_diag;
 #[cfg(target_os = "linux")]
 pub mod tap;
 #[cfg(target_os = "linux")]

@@ -24,7 +24,7 @@ pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray, Queue};
-pub use super::packed::{MARKER, SELFTEST};
+pub use super::packed::{MARKER, PROCESSES, SELFTEST};
 use crate::error::{At, Error, Result};
 use crate::net::tc::Hook;
 

@@ -24,6 +24,8 @@ unsafe extern "C" {
 
 /// bpf/marker.bpf.c, compiled.
 pub static MARKER: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/marker.bpf.z")));
+/// bpf/processes.bpf.c, compiled.
+pub static PROCESSES: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/processes.bpf.z")));
 /// bpf/selftest.bpf.c, compiled.
 pub static SELFTEST: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/selftest.bpf.z")));
 
