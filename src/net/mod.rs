@@ -15,6 +15,7 @@ pub mod ipv6;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
+pub mod ports;
 pub mod prefix;
 #[cfg(target_os = "linux")]
 #[cfg_attr(not(feature = "ebpf"), path = "processes_absent.rs")]
