@@ -16,6 +16,7 @@
 pub mod firefly;
 pub mod flow;
 pub mod registry;
+pub mod rules;
 pub mod scitag;
 
 pub mod plugins;
@@ -24,6 +25,7 @@ pub mod closed;
 pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
+pub mod inlet;
 pub mod queue;
 pub mod stun;
 

@@ -201,6 +201,9 @@ mod tests {
                 Value::Int(value) => Value::Int(value + 1),
                 Value::Text(value) => Value::Text(format!("other {value}")),
                 Value::List(value) => Value::List([&value[..], &["other".into()]].concat()),
+                Value::Rules(value) => {
+                    Value::Rules([&value[..], &[Section::new("rules[0]", Vec::new())]].concat())
+                }
                 Value::Map(_) => Value::Map(vec![("other".into(), "other".into())]),
                 Value::Section(_) => Value::Section(Some(Section::new("", Vec::new()))),
             };

@@ -122,6 +122,9 @@ impl<'t> Judge<'t> {
                     return None;
                 }
                 let path = join(path, key.name);
+                if let Kind::Rules(keys) = key.kind {
+                    return self.rules(&path, keys, member.value);
+                }
                 if let (Kind::Section(keys), false) = (&key.kind, member.value.is_null()) {
                     let names: Vec<_> = keys.iter().map(Name::of_key).collect();
                     let given = self.members(&path, member.value, "key", &names);
@@ -137,6 +140,32 @@ impl<'t> Judge<'t> {
             }
         }
         Section::new(path, values)
+    }
+
+    /// The rules in the list at `node`, which is `path`. They are counted from 0, as
+    /// other programs count the items of a JSON list.
+    fn rules(&mut self, path: &str, keys: &'static [Key], node: Node<'t>) -> Option<Value> {
+        let expected = "a list of objects";
+        let nodes = match node.open() {
+            Ok(Json::List(nodes)) => nodes,
+            Ok(json) => {
+                self.problem(node.at, path, unexpected(&json, expected));
+                return None;
+            }
+            Err(message) => {
+                self.problem(node.at, path, message);
+                return None;
+            }
+        };
+        let names: Vec<_> = keys.iter().map(Name::of_key).collect();
+        let mut rules = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            self.places.push((path.clone(), node.at));
+            let given = self.members(&path, node, "key", &names);
+            rules.push(self.section(&path, keys, given));
+        }
+        Some(Value::Rules(rules))
     }
 
     /// The parts of a kind (`plugins` or `backends`) that are given, in the order

@@ -14,7 +14,8 @@ pub struct Key {
     pub aliases: &'static [&'static str],
     /// Type and range.
     pub kind: Kind,
-    /// The default, as JSON text; it satisfies `kind`.
+    /// The default, as JSON text; it satisfies `kind`. In a rule it is `null`: what
+    /// is not given is no condition.
     pub default: &'static str,
     /// Whether a change is applied on reload (SIGHUP); others need a restart. Keys
     /// that a rule ties together are all live, or none of them is.
@@ -47,6 +48,14 @@ pub enum Kind {
     Choice(&'static [Choice]),
     /// A list of texts, or one text for a list of one.
     List,
+    /// A name or a number, which is kept as text; "" for none.
+    Word,
+    /// TCP or UDP ports: a number, a text such as "5000-5100", or a list of them.
+    Ports,
+    /// IP prefixes or addresses: a text or a list of them.
+    Prefixes,
+    /// A list of objects with the keys of this table, of which none has to be given.
+    Rules(&'static [Key]),
     /// An object of texts, whose keys may be anything.
     Map,
     /// An object with the keys of this table, or null: it is off then.
@@ -74,8 +83,10 @@ pub enum Value {
     Int(i64),
     /// Of the kinds that are text; a choice is canonical.
     Text(String),
-    /// Of [`Kind::List`].
+    /// Of the kinds that are lists of texts, or may be.
     List(Vec<String>),
+    /// Of [`Kind::Rules`]; each has the keys that were given.
+    Rules(Vec<Section>),
     /// Of [`Kind::Map`], in the order of the text.
     Map(#[serde(serialize_with = "as_map")] Vec<(String, String)>),
     /// Of [`Kind::Section`].
@@ -128,6 +139,14 @@ mod tests {
             assert!(serde_json::from_str::<serde_json::Value>(key.default).is_ok(), "{name}");
             assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{name}: {}", key.doc);
             assert!(!key.doc.contains("  "), "{name}: {}", key.doc);
+            if let Kind::Rules(keys) = &key.kind {
+                distinct(name, names(keys));
+                for key in *keys {
+                    assert_eq!((key.default, key.live), ("null", true), "{name}: {}", key.name);
+                    assert!(!matches!(key.kind, Kind::Retired | Kind::Rules(_)), "{}", key.name);
+                    assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{}", key.name);
+                }
+            }
             if let Kind::Section(keys) = key.kind {
                 distinct(name, names(keys));
                 for inner in keys {

@@ -9,9 +9,13 @@ pub mod bpf;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod iter;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod packed;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod probe;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
