@@ -336,9 +336,9 @@ fn nothing_waits_for_an_answer_and_only_a_true_one_counts() {
     let mut tell = |address: &str| {
         let flow = format!("tcp {address} 1 198.51.100.1 2 2 16\n");
         daemon.write(&format!("start {flow}end {flow}"));
-        let (start, end) = (sink.next(), sink.next());
-        assert_eq!(start, end);
-        start.0
+        // The answer may come between the two.
+        let (_, end) = (sink.next(), sink.next());
+        end.0
     };
     // It is asked, and has not answered.
     wait_for("a request", || (responder.asked_by("10.0.0.5") > 0).then_some(()));
