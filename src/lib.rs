@@ -28,6 +28,7 @@ pub mod entropy;
 pub mod flow_table;
 pub mod inlet;
 pub mod queue;
+pub mod stun;
 
 pub mod backends;
 pub mod enrichers;

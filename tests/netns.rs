@@ -15,5 +15,6 @@ mod paths;
 mod privilege;
 mod rig;
 mod stacks;
+mod stun;
 mod watch;
 mod xrootd;
