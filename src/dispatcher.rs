@@ -10,7 +10,6 @@
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +17,11 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp, Usage};
+use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
-use crate::metrics::families::QUEUE_EVENTS;
 use crate::metrics::Metrics;
 use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
@@ -54,6 +53,9 @@ pub struct Dispatcher {
     idle_timeout: Option<Duration>,
     /// When to look for such flows again.
     next_look: Instant,
+    /// The queues of those who measure flows: they get no samples.
+    watchers: Vec<Outlet>,
+    last_looks: Vec<LastLook>,
 }
 
 impl Dispatcher {
@@ -74,6 +76,8 @@ impl Dispatcher {
             pulse: None,
             idle_timeout: None,
             next_look: Instant::now(),
+            watchers: Vec::new(),
+            last_looks: Vec::new(),
         };
         (dispatcher, inlet)
     }
@@ -104,15 +108,20 @@ impl Dispatcher {
 
     /// A queue for the backend called `name`.
     pub fn attach(&mut self, name: &'static str) -> Queue {
-        let (outlet, queue) = queue(name);
+        let (outlet, queue) = queue(format!("backends.{name}"));
         if let Some(metrics) = &self.metrics {
-            let depth = outlet.depth();
-            metrics.add(move |writer| {
-                let depth = depth.load(Ordering::Relaxed);
-                writer.number(&QUEUE_EVENTS, &[name], depth as u64);
-            });
+            outlet.measure_by(name, metrics);
         }
         self.outlets.push(outlet);
+        queue
+    }
+
+    /// A queue for the enricher called `name`, which tells it of the flows that are
+    /// open. With `last_look` flows are looked at when they end.
+    pub fn watch(&mut self, name: &'static str, last_look: Option<LastLook>) -> Queue {
+        let (outlet, queue) = queue(format!("enrichers.{name}"));
+        self.watchers.push(outlet);
+        self.last_looks.extend(last_look);
         queue
     }
 
@@ -129,6 +138,7 @@ impl Dispatcher {
                 Message::Malformed((source, _), events) => {
                     self.outcomes.of(source).add(Outcome::Malformed, events);
                 }
+                Message::Samples(samples) => self.measure(samples),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {
@@ -221,7 +231,9 @@ impl Dispatcher {
         self.set_idle_timeout(idle_timeout);
         self.admission.set_limit(max_flows as usize);
         for (name, section) in sections {
-            if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.name == name) {
+            let mut parts = self.outlets.iter_mut();
+            let path = format!("backends.{name}");
+            if let Some(outlet) = parts.find(|outlet| outlet.name == path) {
                 outlet.send(Arc::new(vec![Event::Reload(section)]));
             }
         }
@@ -292,6 +304,13 @@ impl Dispatcher {
                 tickets += 1;
             }
             let told = event.tag;
+            if state == FlowState::End && self.table.contains(&id) {
+                for look in &mut self.last_looks {
+                    if let Some(info) = look(&id) {
+                        self.table.measure(&id, info);
+                    }
+                }
+            }
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
                     let Flow { tag, label, .. } = flow;
@@ -301,7 +320,11 @@ impl Dispatcher {
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
-                    about(Some(flow.tag)).debug(format_args!("over"));
+                    match flow.usage() {
+                        None => about(Some(flow.tag)).debug(format_args!("over")),
+                        Some(Usage { received, sent }) => about(Some(flow.tag))
+                            .debug(format_args!("over, {sent} octets sent, {received} received")),
+                    }
                     // Room for another, unless there is none since the limit was lowered.
                     if self.admission.is_over() {
                         self.admission.release(1);
@@ -352,8 +375,18 @@ impl Dispatcher {
             return;
         }
         let batch = Arc::new(events);
-        for outlet in &mut self.outlets {
+        for outlet in self.outlets.iter_mut().chain(&mut self.watchers) {
             outlet.send(batch.clone());
+        }
+    }
+
+    /// Keeps samples, and hands them to the backends.
+    fn measure(&mut self, samples: Vec<(FlowId, FlowInfo)>) {
+        let table = &mut self.table;
+        let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info));
+        let batch = Arc::new(flows.map(Event::Sample).collect::<Vec<_>>());
+        if !batch.is_empty() {
+            self.outlets.iter_mut().for_each(|outlet| outlet.send_samples(batch.clone()));
         }
     }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Section;
-use crate::flow::{Flow, FlowEvent, FlowState};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState};
+use crate::flow_info::FlowInfo;
 use crate::flow_table::{Admission, Authority};
 
 /// Which plugin tells, and how it knows.
@@ -28,6 +29,7 @@ pub(crate) enum Message {
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Malformed(Source, u64),
+    Samples(Vec<(FlowId, FlowInfo)>),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -158,6 +160,12 @@ impl Inlet {
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
         let _ = self.messages.send(Message::Malformed(self.source, events));
+    }
+
+    /// Hands samples over, and waits for nobody: while the dispatcher is behind they are
+    /// given up, which is what false says.
+    pub fn samples(&self, samples: Vec<(FlowId, FlowInfo)>) -> bool {
+        self.messages.try_send(Message::Samples(samples)).is_ok()
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so

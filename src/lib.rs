@@ -15,6 +15,7 @@
 
 pub mod firefly;
 pub mod flow;
+pub mod flow_info;
 pub mod registry;
 pub mod rules;
 pub mod scitag;
@@ -28,8 +29,10 @@ pub mod flow_table;
 pub mod inlet;
 pub mod outcomes;
 pub mod queue;
+pub mod stun;
 
 pub mod backends;
+pub mod enrichers;
 
 pub mod daemon;
 pub mod pid_file;

@@ -6,6 +6,7 @@
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Key, Section};
 use crate::error::Result;
@@ -39,13 +40,20 @@ pub struct Context {
     pub names: Arc<Names>,
     /// Where it says what it counts.
     pub metrics: Arc<Metrics>,
+    /// How often flows are measured (`enrichers.period`).
+    pub period: Duration,
 }
 
 impl Context {
     /// For up to `max_flows` flows, with the registry in the binary.
     pub fn new(max_flows: u32) -> Self {
         let names = Names::fixed(Registry::snapshot(), Unknown::Accept);
-        Context { max_flows, names: Arc::new(names), metrics: Arc::default() }
+        Context {
+            max_flows,
+            names: Arc::new(names),
+            metrics: Arc::default(),
+            period: Duration::from_secs(1),
+        }
     }
 }
 

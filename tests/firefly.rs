@@ -123,6 +123,7 @@ fn section(values: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
             Kind::Int { .. } => Value::Int(default.as_i64().unwrap()),
             Kind::Text => Value::Text(default.as_str().unwrap().into()),
             Kind::List => Value::List(serde_json::from_value(default).unwrap()),
+            Kind::Section(_) => Value::Section(None),
             _ => panic!("{} is of another kind", key.name),
         }
     };

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glowd::{backends, plugins};
+use glowd::{backends, enrichers, plugins};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +45,8 @@ fn snake_case(key: &str) -> String {
 fn a_part_is_in_the_file_that_its_key_names() {
     let plugins = plugins::ALL.iter().map(|spec| ("plugins", spec.name));
     let backends = backends::ALL.iter().map(|spec| ("backends", spec.name));
-    for (folder, key) in plugins.chain(backends) {
+    let enrichers = enrichers::ALL.iter().map(|spec| ("enrichers", spec.name));
+    for (folder, key) in plugins.chain(enrichers).chain(backends) {
         let stem = snake_case(key);
         let folder = root().join("src").join(folder);
         let file = folder.join(format!("{stem}.rs")).exists();
@@ -122,8 +123,8 @@ fn the_variable_that_the_help_names_is_the_one_that_is_read() {
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     let fuzz = makefile.lines().find(|line| line.starts_with("fuzz:")).unwrap();
     let script = fs::read_to_string(root().join("tools/fuzz")).unwrap();
-    assert!(fuzz.contains("(SECONDS_EACH=10)"), "{fuzz}");
-    assert!(script.contains("\"${SECONDS_EACH:-10}\""), "{script}");
+    assert!(fuzz.contains("(SECONDS_EACH=60)"), "{fuzz}");
+    assert!(script.contains("${SECONDS_EACH:-60}"), "{script}");
 }
 
 /// What a release changes together: rpm/RELEASING.md.

@@ -16,5 +16,6 @@ mod privilege;
 mod prometheus;
 mod rig;
 mod stacks;
+mod stun;
 mod watch;
 mod xrootd;

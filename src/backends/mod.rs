@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::part;
 
 pub use marker::clean as clean_marker;
+pub(crate) use prometheus::series;
 
 /// A sink of flow events.
 pub trait Backend: Send {

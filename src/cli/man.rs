@@ -3,10 +3,11 @@
 
 use super::flags::{Command, Flag, COMMANDS, FLAGS};
 use super::help::wrap;
+use crate::backends::series::{self, Units};
 use crate::config::{Key, Kind, TOP};
 use crate::metrics::families::{self, Family};
 use crate::part::Spec;
-use crate::{backends, plugins};
+use crate::{backends, enrichers, plugins};
 
 /// A manual page.
 pub struct Page {
@@ -36,7 +37,10 @@ const SLOTS: &[(&str, Fill)] = &[
     ("!!options!!", || FLAGS.iter().map(flag).collect()),
     ("!!top!!", || TOP.iter().map(key).collect()),
     ("!!plugins!!", || plugins::ALL.iter().map(|spec| part(spec)).collect()),
+    ("!!series!!", series),
     ("!!metrics!!", || families::ALL.iter().map(|family| metric(family)).collect()),
+    ("!!measuring!!", || enrichers::KEYS.iter().map(key).collect()),
+    ("!!enrichers!!", || enrichers::ALL.iter().map(|spec| part(spec)).collect()),
     ("!!backends!!", || backends::ALL.iter().map(|spec| part(spec)).collect()),
 ];
 
@@ -80,7 +84,7 @@ fn flag(flag: &Flag) -> String {
 
 /// `name [type] {default}`, as every key is headed; those of a rule have no default.
 fn key(key: &Key) -> String {
-    let of_a_rule = key.default == "null";
+    let of_a_rule = key.is_of_a_rule();
     let default = match key.kind {
         Kind::Retired => String::new(),
         _ if of_a_rule => String::new(),
@@ -88,7 +92,7 @@ fn key(key: &Key) -> String {
     };
     let head = escape(&format!("[{}]{default}", key.kind.type_name())).replace('"', "\\(dq");
     let mut text = format!(".It Cm {} No \"{head}\"\n{}", key.name, prose(key.doc));
-    if let Kind::Rules(keys) = key.kind {
+    if let Kind::Rules(keys) | Kind::Section(keys) = key.kind {
         text.push_str(".Bl -tag -width 4n\n");
         text.extend(keys.iter().map(self::key));
         text.push_str(".El\n");
@@ -130,6 +134,31 @@ fn metric(family: &Family) -> String {
     };
     let head = escape(&format!("{labels} {}", family.kind.name()));
     format!(".It Cm {} No \"{}\"\n{}", family.name, head.trim_start(), prose(family.help))
+}
+
+/// The series of flows: name in flowd-go and in flowd where that differs, and the unit.
+fn series() -> String {
+    let entry = |names: [&str; 2], units: [&str; 2], help: &str| {
+        let [go, flowd] = names;
+        let head = match (go, flowd) {
+            ("", name) => format!("flow_tcp_{name} No (flowd only)"),
+            (name, other) if name == other => format!("flow_tcp_{name}"),
+            (name, other) => format!("flow_tcp_{name} No (flowd: Cm flow_tcp_{other} No )"),
+        };
+        let unit = match units {
+            [go, flowd] if go == flowd => go.to_owned(),
+            [go, flowd] => format!("{go}; flowd{flowd}"),
+        };
+        format!(".It Cm {head}\n{}", prose(&format!("{help}{unit}.")))
+    };
+    let both = [Units::FlowdGo, Units::Flowd];
+    let mut text: String = series::ALL
+        .iter()
+        .map(|one| entry(both.map(|u| one.name(u)), both.map(|u| one.unit.name(u)), one.help))
+        .collect();
+    let names = both.map(|units| series::algorithm(units).0);
+    text.push_str(&entry(names, ["", ""], series::ALGORITHM));
+    text
 }
 
 fn capital(text: &str) -> String {
@@ -178,6 +207,8 @@ mod tests {
             assert!(all.contains(&format!("Fl Fl {}", escape(flag.long))), "--{}", flag.long);
         }
         let parts = plugins::ALL.iter().map(|spec| spec.keys);
+        let parts =
+            parts.chain(enrichers::ALL.iter().map(|spec| spec.keys)).chain([enrichers::KEYS]);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.keys));
         for key in parts.chain([TOP]).flatten() {
             let inner = if let Kind::Rules(keys) = key.kind { keys } else { &[] };

@@ -1,6 +1,8 @@
 //! A configuration key as the tables of the parts declare it: name, type, range,
 //! default and documentation. Parser, `glowd conf` and glowd.conf(5) all read it.
 
+use serde::Serializer;
+
 use super::Section;
 
 /// A key of a section.
@@ -54,6 +56,10 @@ pub enum Kind {
     Prefixes,
     /// A list of objects with the keys of this table, of which none has to be given.
     Rules(&'static [Key]),
+    /// An object of texts, whose keys may be anything.
+    Map,
+    /// An object with the keys of this table, or null: it is off then.
+    Section(&'static [Key]),
     /// Has no effect any more: accepted with any value, and said to be so.
     Retired,
 }
@@ -81,20 +87,29 @@ pub enum Value {
     List(Vec<String>),
     /// Of [`Kind::Rules`]; each has the keys that were given.
     Rules(Vec<Section>),
+    /// Of [`Kind::Map`], in the order of the text.
+    Map(#[serde(serialize_with = "as_map")] Vec<(String, String)>),
+    /// Of [`Kind::Section`].
+    Section(Option<Section>),
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::TOP;
-    use crate::{backends, plugins};
+    use crate::{backends, enrichers, plugins};
 
     fn distinct<'n>(place: &str, names: impl Iterator<Item = (&'n str, &'n [&'n str])>) {
         let mut seen: Vec<String> = Vec::new();
         for (name, aliases) in names {
             for name in aliases.iter().chain([&name]) {
                 let name = name.to_ascii_lowercase();
-                assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{place}: {name}");
+                let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                assert!(name.bytes().all(legal), "{place}: {name}");
                 assert!(!seen.contains(&name), "{place}: {name} twice");
                 seen.push(name);
             }
@@ -103,21 +118,25 @@ mod tests {
 
     #[test]
     fn the_tables_are_sound() {
-        let top = [("plugins", &[][..]), ("backends", &[])];
+        let top = [("plugins", &[][..]), ("enrichers", &[]), ("backends", &[])];
         let names = |keys: &'static [Key]| keys.iter().map(|key| (key.name, key.aliases));
         distinct("top level", names(TOP).chain(top));
         distinct("plugins", plugins::ALL.iter().map(|spec| (spec.name, spec.aliases)));
+        let enrichers = enrichers::ALL.iter().map(|spec| (spec.name, spec.aliases));
+        distinct("enrichers", names(enrichers::KEYS).chain(enrichers));
         distinct("backends", backends::ALL.iter().map(|spec| (spec.name, spec.aliases)));
 
         let plugins = plugins::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
         let backends = backends::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
-        for (part, summary, keys) in plugins.chain(backends) {
+        let enrichers = enrichers::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
+        for (part, summary, keys) in plugins.chain(enrichers).chain(backends) {
             assert!(!summary.is_empty() && !summary.ends_with('.'), "{part}: {summary:?}");
             distinct(part, names(keys));
         }
         let plugins = plugins::ALL.iter().flat_map(|spec| spec.keys);
         let backends = backends::ALL.iter().flat_map(|spec| spec.keys);
-        for key in TOP.iter().chain(plugins).chain(backends) {
+        let enrichers = enrichers::ALL.iter().flat_map(|spec| spec.keys).chain(enrichers::KEYS);
+        for key in TOP.iter().chain(plugins).chain(enrichers).chain(backends) {
             let name = key.name;
             // Panics if it is not of its kind.
             let default = key.default_value();
@@ -131,6 +150,14 @@ mod tests {
                     assert_eq!((key.default, key.live), ("null", true), "{name}: {}", key.name);
                     assert!(!matches!(key.kind, Kind::Retired | Kind::Rules(_)), "{}", key.name);
                     assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{}", key.name);
+                }
+            }
+            if let Kind::Section(keys) = key.kind {
+                distinct(name, names(keys));
+                for inner in keys {
+                    assert!(inner.default_value().is_some(), "{name}.{}", inner.name);
+                    assert!(inner.doc.ends_with('.') && inner.doc.is_ascii(), "{}", inner.name);
+                    assert_eq!(inner.live, key.live, "{name}.{}", inner.name);
                 }
             }
             if let Kind::Choice(choices) = &key.kind {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::json::{Json, Node};
+use super::json::{Json, Member, Node};
 use super::key::{Choice, Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::Problem;
@@ -27,6 +27,8 @@ impl Kind {
                 "a prefix (a text, such as \"192.0.2.0/24\") or a list of them".into()
             }
             Kind::Rules(_) => "a list of objects".into(),
+            Kind::Map => "an object of texts".into(),
+            Kind::Section(_) => "an object ({} for the defaults)".into(),
             Kind::Retired => "anything".into(),
         }
     }
@@ -46,6 +48,8 @@ impl Kind {
             Kind::Ports => "list of ports".into(),
             Kind::Prefixes => "list of prefixes".into(),
             Kind::Rules(_) => "list of objects".into(),
+            Kind::Map => "object of text".into(),
+            Kind::Section(_) => "object".into(),
             Kind::Retired => "any".into(),
         }
     }
@@ -58,13 +62,18 @@ fn names(choices: &[Choice], between: &str) -> String {
 }
 
 impl Key {
+    /// Whether it is one of a rule: what is not given there has no value.
+    pub(crate) fn is_of_a_rule(&self) -> bool {
+        self.default == "null" && !matches!(self.kind, Kind::Section(_))
+    }
+
     /// The value of the key where the configuration does not say. None: the key
     /// has no effect, or is one of a rule, so it has no value.
     ///
     /// # Panics
     /// The table is wrong; a test reads every default.
     pub fn default_value(&self) -> Option<Value> {
-        if matches!(self.kind, Kind::Retired) || self.default == "null" {
+        if matches!(self.kind, Kind::Retired) || self.is_of_a_rule() {
             return None;
         }
         let value = super::json::parse(self.default).and_then(|node| judge(&self.kind, node));
@@ -121,6 +130,24 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
             Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_) | Kind::Word,
             Json::Text(text),
         ) => Value::Text(judge_text(kind, text).map_err(problem)?),
+        (Kind::Map, Json::Object(members)) => {
+            let mut pairs: Vec<(String, String)> = Vec::with_capacity(members.len());
+            for Member { at, key, value } in members {
+                let wrong = |at| {
+                    let key = format!("{:?}", shorten(&key));
+                    move |message| Problem { at, message: format!("{key}: {message}") }
+                };
+                let text = value.open().and_then(|json| item(kind, json));
+                let text = text.map_err(wrong(value.at))?;
+                if pairs.iter().any(|(known, _)| *known == key) {
+                    return Err(wrong(at)("given a second time".into()));
+                }
+                pairs.push((key, text));
+            }
+            Value::Map(pairs)
+        }
+        // Anything else in it is for who judges sections.
+        (Kind::Section(_), Json::Null) => Value::Section(None),
         // A choice may have true and false among its names.
         (Kind::Choice(choices), Json::Bool(value))
             if choices.iter().any(|choice| choice.name == value.to_string()) =>
@@ -237,6 +264,7 @@ mod tests {
     #[test]
     fn good_values_become_canonical() {
         let text = |text: &str| Value::Text(text.into());
+        let map = Value::Map(vec![("b".into(), "1".into()), ("a".into(), "2".into())]);
         for (kind, json, value) in [
             (Kind::Bool, "true", Value::Bool(true)),
             (PORT, "65535", Value::Int(65535)),
@@ -257,6 +285,9 @@ mod tests {
             (Kind::Ports, "\"7-7\"", Value::List(vec!["7".into()])),
             (Kind::Prefixes, "\"::1\"", Value::List(vec!["::1/128".into()])),
             (Kind::Prefixes, "[]", Value::List(vec![])),
+            (Kind::Map, "{}", Value::Map(vec![])),
+            (Kind::Map, r#"{"b": "1", "a": "2"}"#, map),
+            (Kind::Section(&[]), "null", Value::Section(None)),
         ] {
             assert_eq!(judged(&kind, json), Ok(value), "{json}");
         }
@@ -292,6 +323,9 @@ mod tests {
                 "item 2: found the text \"\", expected a text that is not empty",
             ),
             (Kind::List, "true", "found true, expected a list of texts"),
+            (Kind::Map, "[]", "found a list, expected an object of texts"),
+            (Kind::Map, r#"{"a": 1}"#, "\"a\": found the number 1, expected a text"),
+            (Kind::Map, r#"{"a": "1", "a": "1"}"#, "\"a\": given a second time"),
             (
                 CHOICES,
                 "\"lable\"",

@@ -51,6 +51,12 @@ families! {
         "Events that wait for a backend.";
     QUEUE_DROPPED: Counter "glowd_queue_dropped_total" ["backend"]
         "Events that a backend dropped since too many waited.";
+    SAMPLES_DROPPED: Counter "glowd_queue_samples_dropped_total" ["backend"]
+        "Samples of flows that were kept from a backend since too many events waited.";
+    ENRICHER_SAMPLES: Counter "glowd_enricher_samples_total" ["enricher"]
+        "Samples of open flows that an enricher took.";
+    ENRICHER_DROPPED: Counter "glowd_enricher_samples_dropped_total" ["enricher"]
+        "Samples that were given up since the dispatcher was behind.";
     INTERFACE_ATTACHED: Gauge "glowd_interface_attached" ["interface"]
         "Whether the marker is attached to an interface: 1, or 0 if it should be and is not.";
     INTERFACE_BYTES: Counter "glowd_interface_transmit_bytes_total" ["interface"]

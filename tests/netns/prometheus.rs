@@ -157,6 +157,7 @@ fn config(registry: Option<&Path>) -> Value {
             "firefly": {"collectors": ["[fd00::2]:10514"]},
             "prometheus": {},
         },
+        "enrichers": {"period": 100, "netlink": {}},
     });
     if let Some(path) = registry {
         config["registryPath"] = json!(path.to_str().expect("UTF-8"));

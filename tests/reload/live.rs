@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use glowd::config::TOP;
-use glowd::{backends, plugins};
+use glowd::{backends, enrichers, plugins};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
@@ -29,6 +29,7 @@ const LIVE: &[(&str, fn())] = &[
     ("backends.firefly.sendToCollector", send_to_collector),
     ("backends.firefly.collectorAddress", collector_address),
     ("backends.firefly.collectorPort", collector_port),
+    ("backends.firefly.stun", stun),
 ];
 
 /// That every other change is reported is what `config::change` tests, key by key.
@@ -42,6 +43,10 @@ fn every_key_that_is_live_is_obeyed() {
     live.extend(names("", TOP));
     for spec in plugins::ALL {
         live.extend(names(&format!("plugins.{}.", spec.name), spec.keys));
+    }
+    live.extend(names("enrichers.", enrichers::KEYS));
+    for spec in enrichers::ALL {
+        live.extend(names(&format!("enrichers.{}.", spec.name), spec.keys));
     }
     for spec in backends::ALL {
         live.extend(names(&format!("backends.{}.", spec.name), spec.keys));
@@ -291,6 +296,15 @@ fn send_to_collector() {
     daemon.write(&line("start", 2));
     assert_eq!((collector.next().1, destination.next().1), (2, 2));
     daemon.stop(&[]);
+}
+
+fn stun() {
+    let sink = Sink::new();
+    let before = json!({ "sendToDestination": false, "collectors": [sink.name()] });
+    let stun = json!({ "stunServers": [], "manualMapping": { "127.0.0.1": "192.0.2.1" } });
+    let [start, end] = firefly(before, "stun", stun, [&sink, &sink]);
+    assert!(start.contains("\"src-ip\":\"127.0.0.1\",\"dst-ip\":\"127.0.0.1\""), "{start}");
+    assert!(end.contains("\"src-ip\":\"192.0.2.1\",\"dst-ip\":\"192.0.2.1\""), "{end}");
 }
 
 /// One that flowd-go's keys name, and nobody else.

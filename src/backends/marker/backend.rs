@@ -117,8 +117,8 @@ impl Marker {
                     info!("backends.marker: interfaces marked: {}", self.interfaces());
                     self.report();
                 }
-                // It has no key that could change while it runs.
-                Event::Reload(_) => {}
+                // It has no key that could change while it runs, and marks what it marks.
+                Event::Reload(_) | Event::Sample(_) => {}
             }
         }
     }

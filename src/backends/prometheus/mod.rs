@@ -7,6 +7,7 @@
 //! meanwhile grows by what comes, and nothing else.
 
 mod flows;
+pub(crate) mod series;
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -15,9 +16,9 @@ use std::thread::{self, JoinHandle};
 
 use log::{error, info};
 
-use self::flows::Flows;
+use self::flows::{Flows, Rules};
 use super::{Backend, Spec};
-use crate::config::{Key, Kind, Section};
+use crate::config::{Choice, Key, Kind, Section};
 use crate::dispatcher::{Event, Queue};
 use crate::error::{Error, Result};
 use crate::metrics::families::BUILD;
@@ -76,6 +77,38 @@ pub(super) static SPEC: Spec = Spec {
                   0 or not given; otherwise this has no effect.",
         },
         Key {
+            name: "perFlow",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "true",
+            live: true,
+            doc: "Whether each flow that an enricher measures has series of its own while it is \
+                  open: flow_tcp_rtt and the like, see METRICS in glowd(8).",
+        },
+        Key {
+            name: "maxFlowSeries",
+            aliases: &[],
+            kind: Kind::Int { min: 0, max: 1_000_000 },
+            default: "10000",
+            live: true,
+            doc: "The most flows with series of their own; each has about 30. What is beyond is \
+                  counted in glowd_flows_without_series. A scrape of 10,000 flows is 55 MB.",
+        },
+        Key {
+            name: "units",
+            aliases: &[],
+            kind: Kind::Choice(&[
+                Choice { name: "flowd", aliases: &[] },
+                Choice { name: "flowd-go", aliases: &[] },
+            ]),
+            default: "\"flowd-go\"",
+            live: true,
+            doc:
+                "Whose names, units and labels the series of flows have: in flowd times are in ms \
+                  and rates in bit/s, and exp and act are names; in flowd-go they are in us and \
+                  octets per second, and exp and act are ids.",
+        },
+        Key {
             name: "log",
             aliases: &[],
             kind: Kind::Retired,
@@ -120,7 +153,7 @@ impl Prometheus {
             writer.number(&BUILD, &[env!("CARGO_PKG_VERSION"), commit], 1);
         });
         metrics.add(process::write);
-        let flows = Arc::new(Mutex::new(Flows::new(context.names.clone())));
+        let flows = Arc::new(Mutex::new(Flows::new(context.names.clone(), Rules::read(section))));
         let page = Page { metrics, flows: flows.clone() };
         Ok(Prometheus { server, page, flows })
     }
@@ -137,12 +170,14 @@ impl Backend for Prometheus {
         let _serving = Serving { stopper: Some(stopper), thread: Some(thread) };
         while let Some(batch) = events.recv() {
             let mut flows = flows.lock().unwrap_or_else(PoisonError::into_inner);
+            let registry = flows.registry();
             for event in batch.iter() {
                 match event {
                     Event::Start(flow) => flows.open(flow),
                     Event::End(flow, _) => flows.close(flow),
                     Event::Report => info!("{NAME}: {} scrapes", flows.scrapes),
-                    Event::Reload(_) => {}
+                    Event::Sample(flow) => flows.measure(flow, &registry),
+                    Event::Reload(section) => flows.obey(Rules::read(section)),
                 }
             }
         }
@@ -191,6 +226,7 @@ impl Page {
         flows.scrapes += 1;
         flows.write(&mut writer);
         writer.finish(format, out);
+        flows.write_series(format, out);
         if format == Format::OpenMetrics {
             out.extend_from_slice(b"# EOF\n");
         }
