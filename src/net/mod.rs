@@ -4,6 +4,7 @@ pub mod addresses;
 #[cfg(target_os = "linux")]
 pub mod changes;
 pub mod collectors;
+pub mod connections;
 pub mod host;
 pub mod http;
 pub mod inbox;

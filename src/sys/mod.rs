@@ -9,6 +9,8 @@ pub mod bpf;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod cgroup;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;
@@ -16,6 +18,8 @@ mod map;
 pub mod probe;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod process;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod ringbuf;
 #[cfg(target_os = "linux")]
 pub mod socket;
 #[cfg(target_os = "linux")]
