@@ -16,6 +16,7 @@
 pub mod firefly;
 pub mod flow;
 pub mod registry;
+pub mod rules;
 pub mod scitag;
 
 pub mod plugins;

@@ -76,15 +76,22 @@ fn flag(flag: &Flag) -> String {
     format!(".It {short}Fl Fl {}{value}\n{doc}{default}", escape(flag.long))
 }
 
-/// `name [type] {default}`, as every key is headed.
+/// `name [type] {default}`, as every key is headed; those of a rule have no default.
 fn key(key: &Key) -> String {
+    let of_a_rule = key.default == "null";
     let default = match key.kind {
         Kind::Retired => String::new(),
+        _ if of_a_rule => String::new(),
         _ => format!(" {{{}}}", key.default),
     };
     let head = escape(&format!("[{}]{default}", key.kind.type_name())).replace('"', "\\(dq");
     let mut text = format!(".It Cm {} No \"{head}\"\n{}", key.name, prose(key.doc));
-    if key.live {
+    if let Kind::Rules(keys) = key.kind {
+        text.push_str(".Bl -tag -width 4n\n");
+        text.extend(keys.iter().map(self::key));
+        text.push_str(".El\n");
+    }
+    if key.live && !of_a_rule {
         text.push_str("Applied on reload.\n");
     }
     if !key.aliases.is_empty() {
@@ -161,7 +168,10 @@ mod tests {
         let parts = plugins::ALL.iter().map(|spec| spec.keys);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.keys));
         for key in parts.chain([TOP]).flatten() {
-            assert!(all.contains(&format!("\n.It Cm {} No \"[", key.name)), "{}", key.name);
+            let inner = if let Kind::Rules(keys) = key.kind { keys } else { &[] };
+            for key in std::iter::once(key).chain(inner) {
+                assert!(all.contains(&format!("\n.It Cm {} No \"[", key.name)), "{}", key.name);
+            }
         }
     }
 

@@ -201,6 +201,9 @@ mod tests {
                 Value::Int(value) => Value::Int(value + 1),
                 Value::Text(value) => Value::Text(format!("other {value}")),
                 Value::List(value) => Value::List([&value[..], &["other".into()]].concat()),
+                Value::Rules(value) => {
+                    Value::Rules([&value[..], &[Section::new("rules[0]", Vec::new())]].concat())
+                }
             };
             let change = Change::Value { section, key, old, new };
             let mut new = all();

@@ -4,7 +4,7 @@
 use log::Level;
 
 use super::json::{self, Json, Member, Node};
-use super::key::{Key, Kind};
+use super::key::{Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::{Note, Position, Problem};
 use super::section::Section;
@@ -121,8 +121,12 @@ impl<'t> Judge<'t> {
                     self.note(Level::Info, member.at, &message);
                     return None;
                 }
+                let path = join(path, key.name);
+                if let Kind::Rules(keys) = key.kind {
+                    return self.rules(&path, keys, member.value);
+                }
                 value::judge(&key.kind, member.value)
-                    .map_err(|wrong| self.problem(wrong.at, &join(path, key.name), wrong.message))
+                    .map_err(|wrong| self.problem(wrong.at, &path, wrong.message))
                     .ok()
             });
             // After a problem the default only stands in: the whole is refused.
@@ -131,6 +135,32 @@ impl<'t> Judge<'t> {
             }
         }
         Section::new(path, values)
+    }
+
+    /// The rules in the list at `node`, which is `path`. They are counted from 0, as
+    /// other programs count the items of a JSON list.
+    fn rules(&mut self, path: &str, keys: &'static [Key], node: Node<'t>) -> Option<Value> {
+        let expected = "a list of objects";
+        let nodes = match node.open() {
+            Ok(Json::List(nodes)) => nodes,
+            Ok(json) => {
+                self.problem(node.at, path, unexpected(&json, expected));
+                return None;
+            }
+            Err(message) => {
+                self.problem(node.at, path, message);
+                return None;
+            }
+        };
+        let names: Vec<_> = keys.iter().map(Name::of_key).collect();
+        let mut rules = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            self.places.push((path.clone(), node.at));
+            let given = self.members(&path, node, "key", &names);
+            rules.push(self.section(&path, keys, given));
+        }
+        Some(Value::Rules(rules))
     }
 
     /// The parts of a kind (`plugins` or `backends`) that are given, in the order
@@ -255,7 +285,7 @@ fn shown(key: &str) -> String {
 mod tests {
     use super::*;
     use crate::backends;
-    use crate::config::{Choice, Config, Value};
+    use crate::config::{Choice, Config};
     use crate::error::{Class, Error};
     use crate::part::no_rules;
     use crate::plugins;

@@ -1,6 +1,8 @@
 //! A configuration key as the tables of the parts declare it: name, type, range,
 //! default and documentation. Parser, `glowd conf` and glowd.conf(5) all read it.
 
+use super::Section;
+
 /// A key of a section.
 #[derive(Debug)]
 pub struct Key {
@@ -10,7 +12,8 @@ pub struct Key {
     pub aliases: &'static [&'static str],
     /// Type and range.
     pub kind: Kind,
-    /// The default, as JSON text; it satisfies `kind`.
+    /// The default, as JSON text; it satisfies `kind`. In a rule it is `null`: what
+    /// is not given is no condition.
     pub default: &'static str,
     /// Whether a change is applied on reload (SIGHUP); others need a restart. Keys
     /// that a rule ties together are all live, or none of them is.
@@ -43,6 +46,14 @@ pub enum Kind {
     Choice(&'static [Choice]),
     /// A list of texts, or one text for a list of one.
     List,
+    /// A name or a number, which is kept as text; "" for none.
+    Word,
+    /// TCP or UDP ports: a number, a text such as "5000-5100", or a list of them.
+    Ports,
+    /// IP prefixes or addresses: a text or a list of them.
+    Prefixes,
+    /// A list of objects with the keys of this table, of which none has to be given.
+    Rules(&'static [Key]),
     /// Has no effect any more: accepted with any value, and said to be so.
     Retired,
 }
@@ -66,8 +77,10 @@ pub enum Value {
     Int(i64),
     /// Of the kinds that are text; a choice is canonical.
     Text(String),
-    /// Of [`Kind::List`].
+    /// Of the kinds that are lists of texts, or may be.
     List(Vec<String>),
+    /// Of [`Kind::Rules`]; each has the keys that were given.
+    Rules(Vec<Section>),
 }
 
 #[cfg(test)]
@@ -112,6 +125,14 @@ mod tests {
             assert!(serde_json::from_str::<serde_json::Value>(key.default).is_ok(), "{name}");
             assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{name}: {}", key.doc);
             assert!(!key.doc.contains("  "), "{name}: {}", key.doc);
+            if let Kind::Rules(keys) = &key.kind {
+                distinct(name, names(keys));
+                for key in *keys {
+                    assert_eq!((key.default, key.live), ("null", true), "{name}: {}", key.name);
+                    assert!(!matches!(key.kind, Kind::Retired | Kind::Rules(_)), "{}", key.name);
+                    assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{}", key.name);
+                }
+            }
             if let Kind::Choice(choices) = &key.kind {
                 distinct(name, choices.iter().map(|choice| (choice.name, choice.aliases)));
                 let canonical = choices.iter().any(|choice| {

@@ -92,7 +92,8 @@ impl Config {
         Config::judge(text, name, plugins::ALL, backends::ALL)
     }
 
-    fn judge(
+    /// Judges `text` against the tables of these parts.
+    pub(crate) fn judge(
         text: &str,
         name: &str,
         plugins: &[&'static plugins::Spec],

@@ -63,6 +63,19 @@ impl Section {
         }
     }
 
+    /// A list of rules.
+    pub fn rules(&self, key: &str) -> &[Section] {
+        match self.get(key) {
+            Value::Rules(value) => value,
+            other => panic!("{}.{key} is {other:?}", self.path),
+        }
+    }
+
+    /// Whether the key has a value: in a rule only those have one that were given.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.iter().any(|(name, _)| *name == key)
+    }
+
     /// An IP address.
     pub fn address(&self, key: &str) -> IpAddr {
         let text = self.text(key);

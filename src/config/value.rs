@@ -6,6 +6,8 @@ use super::json::{Json, Node};
 use super::key::{Choice, Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::Problem;
+use crate::net::ports::PortRange;
+use crate::net::prefix::Prefix;
 
 impl Kind {
     /// What a value of this kind is, for a message.
@@ -19,6 +21,12 @@ impl Kind {
             Kind::Mode => "octal permissions (a text, such as \"0660\")".into(),
             Kind::Choice(choices) => format!("one of {}", names(choices, ", ")),
             Kind::List => "a list of texts".into(),
+            Kind::Word => "a name or a number".into(),
+            Kind::Ports => PORTS.into(),
+            Kind::Prefixes => {
+                "a prefix (a text, such as \"192.0.2.0/24\") or a list of them".into()
+            }
+            Kind::Rules(_) => "a list of objects".into(),
             Kind::Retired => "anything".into(),
         }
     }
@@ -34,10 +42,16 @@ impl Kind {
             Kind::Mode => "octal mode".into(),
             Kind::Choice(choices) => names(choices, " | "),
             Kind::List => "list of text".into(),
+            Kind::Word => "name or number".into(),
+            Kind::Ports => "list of ports".into(),
+            Kind::Prefixes => "list of prefixes".into(),
+            Kind::Rules(_) => "list of objects".into(),
             Kind::Retired => "any".into(),
         }
     }
 }
+
+const PORTS: &str = "a port, a range (a text, such as \"5000-5100\") or a list of them";
 
 fn names(choices: &[Choice], between: &str) -> String {
     choices.iter().map(|choice| choice.name).collect::<Vec<_>>().join(between)
@@ -45,12 +59,12 @@ fn names(choices: &[Choice], between: &str) -> String {
 
 impl Key {
     /// The value of the key where the configuration does not say. None: the key
-    /// has no effect, so it has no value.
+    /// has no effect, or is one of a rule, so it has no value.
     ///
     /// # Panics
     /// The table is wrong; a test reads every default.
     pub fn default_value(&self) -> Option<Value> {
-        if matches!(self.kind, Kind::Retired) {
+        if matches!(self.kind, Kind::Retired) || self.default == "null" {
             return None;
         }
         let value = super::json::parse(self.default).and_then(|node| judge(&self.kind, node));
@@ -81,25 +95,30 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
                 return Err(problem(format!("{number} is out of range ({min} to {max})")));
             }
         },
-        (Kind::List, Json::Text(text)) => Value::List(vec![item(text, at)?]),
-        (Kind::List, Json::List(nodes)) => {
+        (Kind::List | Kind::Ports | Kind::Prefixes, Json::List(nodes)) => {
             let texts = nodes.into_iter().enumerate().map(|(index, node)| {
-                let place = |problem: Problem| Problem {
-                    message: format!("item {}: {}", index + 1, problem.message),
-                    ..problem
-                };
-                let opened = node.open().map_err(|message| Problem { at: node.at, message });
-                opened
-                    .and_then(|json| match json {
-                        Json::Text(text) => item(text, node.at),
-                        json => Err(Problem { at: node.at, message: unexpected(&json, "a text") }),
-                    })
-                    .map_err(place)
+                let text = node.open().and_then(|json| item(kind, json));
+                text.map_err(|message| Problem {
+                    at: node.at,
+                    message: format!("item {}: {message}", index + 1),
+                })
             });
             Value::List(texts.collect::<Result<_, _>>()?)
         }
+        (Kind::List | Kind::Prefixes, Json::Text(text)) => {
+            Value::List(vec![item(kind, Json::Text(text)).map_err(problem)?])
+        }
+        (Kind::Ports, json @ (Json::Text(_) | Json::Number(_))) => {
+            Value::List(vec![item(kind, json).map_err(problem)?])
+        }
+        // Whether the number is one that can be is for those to say who know its range.
+        (Kind::Word, Json::Number(number)) if !number.contains(['.', 'e', 'E', '-']) => {
+            Value::Text(number.to_owned())
+        }
+        // Those in a section are judged with it; this is for defaults.
+        (Kind::Rules(_), Json::List(nodes)) if nodes.is_empty() => Value::Rules(Vec::new()),
         (
-            Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_),
+            Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_) | Kind::Word,
             Json::Text(text),
         ) => Value::Text(judge_text(kind, text).map_err(problem)?),
         // A choice may have true and false among its names.
@@ -155,13 +174,23 @@ fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
     }
 }
 
-/// An item of a list.
-fn item(text: String, at: usize) -> Result<String, Problem> {
-    if text.is_empty() || text.contains('\0') {
-        let message = unexpected(&Json::Text(text), "a text that is not empty");
-        return Err(Problem { at, message });
+/// An item of a list of that kind, as text.
+fn item(kind: &Kind, json: Json<'_>) -> Result<String, String> {
+    let text = match (kind, json) {
+        (_, Json::Text(text)) if text.is_empty() || text.contains('\0') => {
+            return Err(unexpected(&Json::Text(text), "a text that is not empty"));
+        }
+        (_, Json::Text(text)) => text,
+        (Kind::Ports, Json::Number(number)) => number.to_owned(),
+        (Kind::Ports, json) => return Err(unexpected(&json, "a port or a range")),
+        (_, json) => return Err(unexpected(&json, "a text")),
+    };
+    match kind {
+        Kind::Ports => text.parse::<PortRange>().map(|range| range.to_string()),
+        Kind::Prefixes => text.parse::<Prefix>().map(|prefix| prefix.to_string()),
+        _ => return Ok(text),
     }
-    Ok(text)
+    .map_err(|problem| format!("{:?}: {problem}", shorten(&text)))
 }
 
 /// Says what was found and what should be there.
@@ -221,6 +250,13 @@ mod tests {
             (Kind::List, r#""lo""#, Value::List(vec!["lo".into()])),
             (Kind::List, r#"["a", "b"]"#, Value::List(vec!["a".into(), "b".into()])),
             (Kind::List, "[]", Value::List(vec![])),
+            (Kind::Word, "\"atlas\"", text("atlas")),
+            (Kind::Word, "2", text("2")),
+            (Kind::Ports, "1094", Value::List(vec!["1094".into()])),
+            (Kind::Ports, r#"["1094-1095", 7]"#, Value::List(vec!["1094-1095".into(), "7".into()])),
+            (Kind::Ports, "\"7-7\"", Value::List(vec!["7".into()])),
+            (Kind::Prefixes, "\"::1\"", Value::List(vec!["::1/128".into()])),
+            (Kind::Prefixes, "[]", Value::List(vec![])),
         ] {
             assert_eq!(judged(&kind, json), Ok(value), "{json}");
         }
@@ -242,6 +278,14 @@ mod tests {
             (Kind::Path, "{}", "found an object, expected a path (a text)"),
             (Kind::Path, r#""a\u0000b""#, "contains a NUL character"),
             (Kind::List, "[1]", "item 1: found the number 1, expected a text"),
+            (Kind::Word, "2.5", "found the number 2.5, expected a name or a number"),
+            (Kind::Word, "[2]", "found a list, expected a name or a number"),
+            (Kind::Ports, "true", "found true, expected a port, a range (a text, such as \"5000-5100\") or a list of them"),
+            (Kind::Ports, "0", "\"0\": 0 is not a port (1 to 65535)"),
+            (Kind::Ports, "[1, 1e3]", "item 2: \"1e3\": \"1e3\" is not a port (1 to 65535)"),
+            (Kind::Ports, "[1, null]", "item 2: found null, expected a port or a range"),
+            (Kind::Ports, "\"9-8\"", "\"9-8\": the first port is after the last"),
+            (Kind::Prefixes, "[\"::1\", \"x\"]", "item 2: \"x\": \"x\" is not an IP address"),
             (
                 Kind::List,
                 r#"["lo", ""]"#,

@@ -14,6 +14,7 @@ pub mod ipv6;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod poller;
+pub mod ports;
 pub mod prefix;
 #[cfg(target_os = "linux")]
 pub mod tap;

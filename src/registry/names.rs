@@ -128,6 +128,19 @@ impl Names {
         tag: Tag,
         plugin: &str,
     ) -> std::result::Result<(), String> {
+        self.judge_at(registry, tag, &format_args!("plugins.{plugin}"))
+    }
+
+    /// Whether flows may carry `tag`, of which the configuration tells at `place`.
+    ///
+    /// # Errors
+    /// It is not registered, and such ids are refused.
+    pub fn judge_at(
+        &self,
+        registry: &Registry,
+        tag: Tag,
+        place: &dyn std::fmt::Display,
+    ) -> std::result::Result<(), String> {
         if self.unknown == Unknown::Accept || registry.contains(tag) {
             return Ok(());
         }
@@ -135,7 +148,7 @@ impl Names {
         if self.unknown == Unknown::Refuse {
             return Err(format!("{problem} (unknownIds is refuse)"));
         }
-        warn_limited!("plugins.{plugin}: {problem}");
+        warn_limited!("{place}: {problem}");
         Ok(())
     }
 
