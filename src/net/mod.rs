@@ -17,6 +17,8 @@ pub mod poller;
 pub mod ports;
 pub mod prefix;
 #[cfg(target_os = "linux")]
+pub mod sock_diag;
+#[cfg(target_os = "linux")]
 pub mod tap;
 #[cfg(target_os = "linux")]
 pub mod tc;
