@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{Connection, Wanted};
 use crate::error::{Error, Result};
+use crate::flow::FlowId;
 
 /// There is none: `watch` refuses.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ impl Connections {
 
     /// There is none.
     pub fn next(&mut self) -> Option<Connection> {
+        match *self {}
+    }
+
+    /// There is none.
+    pub fn is_over(&mut self, _: &FlowId, _: u64) -> bool {
         match *self {}
     }
 

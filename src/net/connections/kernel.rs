@@ -12,7 +12,8 @@ use nix::time::{clock_gettime, ClockId};
 
 use super::{Change, Connection, Ports, Process, Wanted};
 use crate::error::{At, Error, Result};
-use crate::flow::Timestamp;
+use crate::flow::{FlowId, Timestamp};
+use crate::net::sock_diag::Diag;
 use crate::sys::abi::{
     ConnectionFilter, ConnectionReport, NetworkNamespace, PortRanges, CONNECTION_CLOSED,
     CONNECTION_ESTABLISHED, CONNECTION_HAS_OWNER, CONNECTION_OPENED, CONNECTION_PASSIVE,
@@ -28,6 +29,7 @@ pub struct Connections {
     reports: RingBuffer<ConnectionReport>,
     lost: PerCpuArray,
     filter: Map<u32, ConnectionFilter>,
+    diag: Diag,
 }
 
 impl Connections {
@@ -51,6 +53,7 @@ impl Connections {
         let (reports, filter) = (object.ring_buffer("reports")?, object.map("filter")?);
         let lost = object.per_cpu_array("lost")?;
         set(&filter, wanted)?;
+        let diag = Diag::open()?;
         let attach = || {
             object.program("connections").map(|program| {
                 File::open(cgroup).and_then(|folder| program.attach_cgroup(folder.as_fd()))
@@ -62,7 +65,7 @@ impl Connections {
             let what = format!("cannot attach a program to the control group {cgroup:?}");
             Error::os(what, std::io::Error::other(format!("{error}{hint}")))
         })?;
-        Ok(Connections { _link: link, reports, lost, filter })
+        Ok(Connections { _link: link, reports, lost, filter, diag })
     }
 
     /// Has others be reported from now on. The end of a connection that is no longer
@@ -88,6 +91,12 @@ impl Connections {
     pub fn lost(&self) -> u64 {
         // The map is there as long as this, and was read when it was made.
         self.lost.sums().ok().and_then(|sums| sums.first().copied()).unwrap_or(0)
+    }
+
+    /// Whether the connection, whose socket has that cookie, is certainly over: for those
+    /// whose end may be among the reports that were lost.
+    pub fn is_over(&mut self, flow: &FlowId, cookie: u64) -> bool {
+        matches!(self.diag.look_up(flow, cookie, 0, |_| ()), Ok(false))
     }
 }
 
