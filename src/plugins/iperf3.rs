@@ -25,6 +25,10 @@ use crate::warn_limited;
 /// Where messages come from.
 const NAME: &str = "plugins.iperf3";
 
+/// Milliseconds after which, while flows are open, they are looked after: another program
+/// of the control group may have taken back that the end of a connection is told.
+const LOOK: u16 = 30_000;
+
 /// How many reports are read before the dispatcher gets what they say.
 const BATCH: usize = 1024;
 
@@ -172,11 +176,13 @@ impl Plugin for Iperf3 {
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.connections.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) => {}
+            let idle = self.finder.open.is_empty();
+            let patience = if idle { PollTimeout::NONE } else { PollTimeout::from(LOOK) };
+            let quiet = match poll(&mut fds, patience) {
+                Ok(ready) => ready == 0,
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(Error::os("cannot poll", error)),
-            }
+            };
             let stopping = fds[0].any() == Some(true);
             let mut events = Vec::new();
             for _ in 0..BATCH {
@@ -186,6 +192,8 @@ impl Plugin for Iperf3 {
             let now = self.connections.lost();
             if now != lost {
                 warn_limited!("{NAME}: {} reports of connections were lost", now - lost);
+            }
+            if quiet || now != lost {
                 events.extend(self.finder.ends_that_were_lost(&mut self.connections));
                 lost = now;
             }

@@ -421,6 +421,14 @@ pub fn tcx_programs(ifindex: u32, hook: Hook) -> std::io::Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// The ids of the sock_ops programs that are attached to the control group itself.
+///
+/// # Errors
+/// It is not the folder of a control group, or the kernel refuses.
+pub fn cgroup_programs(cgroup: &Path) -> std::io::Result<Vec<u32>> {
+    cgroup::sock_ops_programs(std::fs::File::open(cgroup)?.as_fd())
+}
+
 impl Hook {
     fn tcx(self) -> sys::bpf_attach_type {
         match self {

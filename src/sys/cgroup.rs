@@ -30,3 +30,22 @@ pub(super) fn attach_sock_ops(
     // SAFETY: it was just created and is nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// The ids of the sock_ops programs that are attached to that very group.
+///
+/// # Errors
+/// It is not the folder of a control group, or the kernel refuses.
+pub(super) fn sock_ops_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    // The kernel's limit (BPF_CGROUP_MAX_PROGS).
+    let mut ids = vec![0_u32; 64];
+    let mut count = 64;
+    let (fd, kind, start) = (cgroup.as_raw_fd(), sys::BPF_CGROUP_SOCK_OPS, ids.as_mut_ptr());
+    // SAFETY: there is room for as many ids as `count` says, and both live until it
+    // returns.
+    let code = unsafe { sys::bpf_prog_query(fd, kind, 0, ptr::null_mut(), start, &raw mut count) };
+    if code < 0 {
+        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+    }
+    ids.truncate(count as usize);
+    Ok(ids)
+}
