@@ -16,6 +16,7 @@ mod packets;
 mod paths;
 mod privilege;
 mod rig;
+mod sockets;
 mod stacks;
 mod watch;
 mod xrootd;
