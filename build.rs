@@ -1,5 +1,5 @@
-//! Compiles each bpf/<stem>.bpf.c to $OUT_DIR/<stem>.bpf.o, which the program
-//! embeds, and tells it which commit it was built from.
+//! Compiles each bpf/<stem>.bpf.c and packs it into $OUT_DIR/<stem>.bpf.z, which the
+//! program embeds, and tells it which commit it was built from.
 //!
 //! Reads from the environment: CLANG and LLVM_STRIP (the tools to use), and
 //! GLOWD_COMMIT (for builds outside a git checkout).
@@ -73,7 +73,10 @@ fn bpf() -> Result<(), String> {
         println!("cargo::rerun-if-changed={}", source.display());
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         if let Some(stem) = name.strip_suffix(".c").filter(|stem| stem.ends_with(".bpf")) {
-            compile(&source, &out.join(format!("{stem}.o")))?;
+            let object = out.join(format!("{stem}.o"));
+            compile(&source, &object)?;
+            fs::write(out.join(format!("{stem}.z")), pack(&object)?)
+                .map_err(|error| format!("{stem}.z: {error}"))?;
         }
     }
     Ok(())
@@ -109,6 +112,35 @@ fn compile(source: &Path, object: &Path) -> Result<(), String> {
     // Without it the object is bigger and works as well.
     let _ = Command::new(strip).args(STRIPPED).arg(object).output();
     Ok(())
+}
+
+/// An object in the form that src/sys/packed.rs reads: its size, then zlib's form
+/// (RFC 1950) of what gzip (RFC 1952) makes of it.
+fn pack(object: &Path) -> Result<Vec<u8>, String> {
+    let bytes = fs::read(object).map_err(|error| format!("{}: {error}", object.display()))?;
+    let size = u32::try_from(bytes.len()).map_err(|error| error.to_string())?;
+    // Without the file's name and time, so that the header is of 10 octets.
+    let gzip = Command::new("gzip").args(["-9", "-n", "-c"]).arg(object).output();
+    let gzip = gzip.map_err(|error| format!("cannot run gzip: {error}"))?;
+    let deflated = match gzip.stdout.as_slice() {
+        [0x1f, 0x8b, 8, 0, rest @ ..] if gzip.status.success() => {
+            rest.get(6..rest.len().saturating_sub(8))
+        }
+        _ => None,
+    };
+    let deflated = deflated.ok_or_else(|| {
+        format!("gzip failed: {}", String::from_utf8_lossy(&gzip.stderr).trim_end())
+    })?;
+    Ok([&size.to_le_bytes()[..], &[0x78, 0xda], deflated, &adler32(&bytes).to_be_bytes()].concat())
+}
+
+/// The checksum of RFC 1950 section 8.2.
+fn adler32(bytes: &[u8]) -> u32 {
+    let (low, high) = bytes.iter().fold((1, 0), |(low, high), byte| {
+        let low = (low + u32::from(*byte)) % 65521;
+        (low, (high + low) % 65521)
+    });
+    high << 16 | low
 }
 
 fn include_paths() -> Vec<OsString> {

@@ -8,13 +8,17 @@
 mod control;
 mod data_path;
 mod process;
+mod scan;
 
 fn main() {
+    if scan::hold() {
+        return;
+    }
     let root = nix::unistd::geteuid().is_root();
     assert!(root, "needs root, for eBPF and a network namespace of its own");
     row("what", "measured".into(), "to reach");
     let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    for (name, rows) in [data_path::SECTIONS, control::SECTIONS].concat() {
+    for (name, rows) in [data_path::SECTIONS, control::SECTIONS, scan::SECTIONS].concat() {
         if named.is_empty() || named.iter().any(|wanted| wanted == name) {
             rows();
         }

@@ -34,7 +34,7 @@ pub(crate) const SECTIONS: &[crate::Section] = &[
 ];
 
 /// So that nothing of the host is touched; children inherit it.
-fn in_own_network() {
+pub(crate) fn in_own_network() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
 }

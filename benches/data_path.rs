@@ -55,7 +55,7 @@ fn rows() {
 }
 
 fn marker(strategy: Strategy) -> Object {
-    let mut object = OpenObject::from_memory("marker", MARKER).unwrap();
+    let mut object = OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap();
     let check_mtu = u8::from(has_check_mtu());
     let settings = Settings { strategy: strategy as u8, check_mtu, ..Settings::default() };
     object.set_rodata(".rodata.settings", &settings).unwrap();

@@ -37,7 +37,7 @@ impl Processes {
     /// The kernel has none, or does not let this process load one: what it lacks is named.
     pub fn open() -> Result<Self> {
         let load = || -> Result<Self> {
-            let object = OpenObject::from_memory("processes", PROCESSES)?.load()?;
+            let object = OpenObject::from_memory("processes", &PROCESSES.unpack()?)?.load()?;
             Ok(Processes(Iter::attach(object.program("holders")?)?))
         };
         load().at("which process has a socket takes an eBPF iterator (Linux 5.8 with BTF)")

@@ -25,37 +25,10 @@ pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray, Queue};
+pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST};
 pub use super::ringbuf::RingBuffer;
 use crate::error::{At, Error, Result};
 use crate::net::tc::Hook;
-
-/// Bytes at an address that libelf can read numbers from.
-#[repr(C, align(8))]
-struct Aligned<T: ?Sized>(T);
-
-static MARKER_ALIGNED: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/marker.bpf.o")));
-
-/// bpf/marker.bpf.c, compiled.
-pub static MARKER: &[u8] = &MARKER_ALIGNED.0;
-
-static SELFTEST_ALIGNED: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/selftest.bpf.o")));
-
-/// bpf/selftest.bpf.c, compiled.
-pub static SELFTEST: &[u8] = &SELFTEST_ALIGNED.0;
-
-static PROCESSES_ALIGNED: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/processes.bpf.o")));
-
-/// bpf/processes.bpf.c, compiled.
-pub static PROCESSES: &[u8] = &PROCESSES_ALIGNED.0;
-
-static CONNECTIONS_ALIGNED: &Aligned<[u8]> =
-    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/connections.bpf.o")));
-
-/// bpf/connections.bpf.c, compiled.
-pub static CONNECTIONS: &[u8] = &CONNECTIONS_ALIGNED.0;
 
 /// An object whose ELF file has been read and of which nothing is in the kernel.
 #[derive(Debug)]

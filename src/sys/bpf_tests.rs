@@ -15,7 +15,7 @@ fn is_root() -> bool {
 }
 
 fn open() -> OpenObject {
-    OpenObject::from_memory("marker", MARKER).unwrap()
+    OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap()
 }
 
 fn load() -> Object {

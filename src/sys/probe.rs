@@ -67,7 +67,7 @@ pub fn has_namespace_cookies() -> bool {
 /// # Errors
 /// None that are known, but libbpf may refuse.
 pub fn open(program: &str) -> Result<OpenObject> {
-    let mut object = OpenObject::from_memory("selftest", SELFTEST)?;
+    let mut object = OpenObject::from_memory("selftest", &SELFTEST.unpack()?)?;
     object.retain_programs(|name| name == program)?;
     Ok(object)
 }

@@ -24,7 +24,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// On the loopback interface, whose MTU is 65536.
     pub(crate) fn new(strategy: Strategy, match_all: bool) -> Self {
-        let mut object = OpenObject::from_memory("marker", MARKER).unwrap();
+        let mut object = OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap();
         let settings = Settings {
             strategy: strategy as u8,
             match_all: u8::from(match_all),

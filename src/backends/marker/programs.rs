@@ -120,7 +120,7 @@ impl Programs {
 
 fn load(path: &str, settings: Settings, max_flows: u32) -> Result<Object> {
     let mut object = if path.is_empty() {
-        OpenObject::from_memory("marker", bpf::MARKER)?
+        OpenObject::from_memory("marker", &bpf::MARKER.unpack()?)?
     } else {
         OpenObject::from_file(Path::new(path)).at("programPath")?
     };

@@ -133,7 +133,7 @@ fn another_program_may_be_loaded() {
     in_namespace(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marker.o");
-        std::fs::write(&path, crate::sys::bpf::MARKER).unwrap();
+        std::fs::write(&path, &*crate::sys::bpf::MARKER.unpack().unwrap()).unwrap();
         let path_text = text(path.to_str().unwrap());
         marker(&[("programPath", path_text.clone())]).unwrap();
         std::fs::write(&path, b"not an object").unwrap();
