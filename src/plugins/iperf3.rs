@@ -45,7 +45,11 @@ pub(super) static SPEC: Spec = Spec {
     summary: "finds the TCP connections of performance tests by their ports, and gives them tags \
               in turn or at random",
     keys: &[
-        port("minSourcePort", "Lowest port on this host's end of a connection; 0 for any."),
+        port(
+            "minSourcePort",
+            "Lowest port on this host's end of a connection; 0 for any. Without any of the four, \
+             all connections are found.",
+        ),
         port("maxSourcePort", "Highest port on this host's end of a connection; 0 for any."),
         port(
             "minDestinationPort",
@@ -128,6 +132,14 @@ fn check(section: &Section) -> Vec<String> {
         problems.push(format!(
             "activityIDs: has a length of {activities} instead of {experiments}, as experimentIDs"
         ));
+    }
+    // Whether names are registered the registry says, later.
+    let id = |word: &String| word.parse::<u64>().unwrap_or(1);
+    for word in section.list("experimentIDs") {
+        problems.extend(Tag::new(id(word), 1).err().map(|text| format!("experimentIDs: {text}")));
+    }
+    for word in section.list("activityIDs") {
+        problems.extend(Tag::new(1, id(word)).err().map(|text| format!("activityIDs: {text}")));
     }
     problems
 }
