@@ -54,8 +54,7 @@ fn a_part_is_in_the_file_that_its_key_names() {
     }
 }
 
-/// Of a part, of the one command that has a program of its own, or of the module that
-/// loads it for several parts.
+/// Of a part, of the one command that has a program of its own, or of what parts share.
 #[test]
 fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
     for entry in fs::read_dir(root().join("bpf")).unwrap() {
@@ -64,7 +63,8 @@ fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
         let parts = plugins::ALL.iter().map(|spec| spec.name);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.name));
         let command = stem == "selftest" && root().join("src/selftest/mod.rs").exists();
-        let shared = root().join("src/net").join(stem).join("kernel.rs").exists();
+        let shared = [format!("{stem}.rs"), format!("{stem}/mod.rs")];
+        let shared = shared.iter().any(|file| root().join("src/net").join(file).exists());
         assert!(command || shared || parts.map(snake_case).any(|part| part == stem), "bpf/{name}");
     }
 }

@@ -277,6 +277,24 @@ pub struct NetworkNamespace {
 // SAFETY: two integers of the same size.
 unsafe impl Plain for NetworkNamespace {}
 
+/// `struct socket_holder`: what bpf/processes.bpf.c writes of each open file that is a
+/// socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketHolder {
+    /// The id of the process's control group, of version 2.
+    pub cgroup: u64,
+    /// Of the socket.
+    pub inode: u32,
+    /// The process that has it open.
+    pub pid: u32,
+    /// The command of that process; ends in a NUL.
+    pub command: [u8; 16],
+}
+// SAFETY: integers and bytes that fill 32 octets without a gap (the test below asks the
+// C compiler for the offsets); each may have any value.
+unsafe impl Plain for SocketHolder {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,6 +322,7 @@ mod tests {
         mirror!("flow_value", FlowValue { label, experiment, activity, flags });
         mirror!("settings", Settings { strategy, match_all, debug, check_mtu });
         mirror!("captured", Captured { len, gso_size, data });
+        mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
         mirror!(
             "connection",
             ConnectionReport {

@@ -11,6 +11,8 @@ mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod cgroup;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod iter;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;
