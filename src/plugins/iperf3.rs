@@ -198,7 +198,7 @@ impl Plugin for Iperf3 {
             let stopping = fds[0].any() == Some(true);
             let mut events = Vec::new();
             for _ in 0..BATCH {
-                let Some(connection) = self.connections.next() else { break };
+                let Some(connection) = self.connections.read() else { break };
                 events.extend(self.finder.judge(connection));
             }
             let now = self.connections.lost();
