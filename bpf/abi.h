@@ -87,6 +87,15 @@ struct captured {
 };
 _Static_assert(sizeof(struct captured) == 8 + CAPTURED_DATA, "captured");
 
+/* What processes.bpf.c writes of each open file that is a socket. */
+struct socket_holder {
+	__u64 cgroup;		/* id of the process's, of version 2 */
+	__u32 inode;		/* of the socket */
+	__u32 pid;		/* of the process that has it open */
+	char command[16];	/* of that process; ends in a NUL */
+};
+_Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
+
 /* connection.change */
 #define CONNECTION_OPENED 1	/* before the first packet of ours has left */
 #define CONNECTION_ESTABLISHED 2
@@ -142,14 +151,5 @@ struct network_namespace {
 	__u64 inode;		/* of /proc/self/ns/net; looked at in that case */
 };
 _Static_assert(sizeof(struct network_namespace) == 16, "network_namespace");
-
-/* What processes.bpf.c writes of each open file that is a socket. */
-struct socket_holder {
-	__u64 cgroup;		/* id of the process's, of version 2 */
-	__u32 inode;		/* of the socket */
-	__u32 pid;		/* of the process that has it open */
-	char command[16];	/* of that process; ends in a NUL */
-};
-_Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
 
 #endif

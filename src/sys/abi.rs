@@ -185,6 +185,24 @@ pub struct SkBuff {
 // the size is one too. The test below asks the C compiler.
 unsafe impl Plain for SkBuff {}
 
+/// `struct socket_holder`: what bpf/processes.bpf.c writes of each open file that is a
+/// socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketHolder {
+    /// The id of the process's control group, of version 2.
+    pub cgroup: u64,
+    /// Of the socket.
+    pub inode: u32,
+    /// The process that has it open.
+    pub pid: u32,
+    /// The command of that process; ends in a NUL.
+    pub command: [u8; 16],
+}
+// SAFETY: integers and bytes that fill 32 octets without a gap (the test below asks the
+// C compiler for the offsets); each may have any value.
+unsafe impl Plain for SocketHolder {}
+
 /// `struct connection`: a record of ring buffer `reports` of bpf/connections.bpf.c.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,24 +294,6 @@ pub struct NetworkNamespace {
 }
 // SAFETY: two integers of the same size.
 unsafe impl Plain for NetworkNamespace {}
-
-/// `struct socket_holder`: what bpf/processes.bpf.c writes of each open file that is a
-/// socket.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketHolder {
-    /// The id of the process's control group, of version 2.
-    pub cgroup: u64,
-    /// Of the socket.
-    pub inode: u32,
-    /// The process that has it open.
-    pub pid: u32,
-    /// The command of that process; ends in a NUL.
-    pub command: [u8; 16],
-}
-// SAFETY: integers and bytes that fill 32 octets without a gap (the test below asks the
-// C compiler for the offsets); each may have any value.
-unsafe impl Plain for SocketHolder {}
 
 #[cfg(test)]
 mod tests {
