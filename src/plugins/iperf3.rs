@@ -239,8 +239,6 @@ impl Finder {
     fn judge(&mut self, connection: Connection) -> Option<FlowEvent> {
         let cookie = connection.cookie;
         let (state, (id, tag)) = match connection.change {
-            // A SYN is not yet a test.
-            Change::Opened if connection.passive => return None,
             Change::Opened | Change::Established => {
                 if self.open.contains_key(&cookie) {
                     return None;
