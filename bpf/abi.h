@@ -97,13 +97,9 @@ struct socket_holder {
 _Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
 
 /* connection.change */
-#define CONNECTION_OPENED 1	/* before the first packet of ours has left */
+#define CONNECTION_OPENED 1	/* before its SYN has left */
 #define CONNECTION_ESTABLISHED 2
 #define CONNECTION_CLOSED 3
-
-/* connection.flags */
-#define CONNECTION_PASSIVE 1	/* the other end has opened it */
-#define CONNECTION_HAS_OWNER 2	/* uid is known, and cgroup if it is not 0 */
 
 /* A record of ring buffer "reports" of connections.bpf.c. */
 struct connection {
@@ -117,7 +113,7 @@ struct connection {
 	__u32 uid;		/* of the socket */
 	__u32 pid;		/* of the process that opens it; 0: unknown */
 	__u8 change;		/* CONNECTION_OPENED ... */
-	__u8 flags;		/* CONNECTION_PASSIVE ... */
+	__u8 passive;		/* 1: the other end has opened it */
 	__u8 pad[2];		/* zero */
 	char command[16];	/* of that process; ends in a NUL */
 };
@@ -144,12 +140,5 @@ struct connection_filter {
 	struct port_ranges ranges[PORT_RANGES];
 };
 _Static_assert(sizeof(struct connection_filter) == 8 + 8 * PORT_RANGES, "connection_filter");
-
-/* Section ".rodata.here": whose connections are reported, chosen before load. */
-struct network_namespace {
-	__u64 cookie;		/* SO_NETNS_COOKIE; 0: the kernel has no such helper */
-	__u64 inode;		/* of /proc/self/ns/net; looked at in that case */
-};
-_Static_assert(sizeof(struct network_namespace) == 16, "network_namespace");
 
 #endif

@@ -18,11 +18,15 @@
 
 #define AF_INET 2
 
-const volatile struct network_namespace here SEC(".rodata.here") = {};
+/*
+ * The inode of glowd's network namespace, whose connections are reported: a cgroup
+ * has those of all. Chosen before load.
+ */
+const volatile __u64 here SEC(".rodata.here") = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 512 * 1024);	/* octets: 5,461 reports */
+	__uint(max_entries, 1024 * 1024);	/* octets: 10,922 reports */
 } reports SEC(".maps");
 
 /* How many reports found no room. */
@@ -39,18 +43,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct connection_filter);
 } filter SEC(".maps");
-
-/*
- * Whether the connection is one of glowd's network namespace. A cgroup has those of
- * all. The helper is of 5.15; without it requests, which are no full sockets, cannot
- * be told apart.
- */
-static __always_inline int is_here(struct bpf_sock_ops *ctx, struct sock *sk)
-{
-	if (here.cookie)
-		return bpf_get_netns_cookie(ctx) == here.cookie;
-	return sk && sk->__sk_common.skc_net.net->ns.inum == here.inode;
-}
 
 static __always_inline void set_mapped(__u32 to[4], __u32 ip4)
 {
@@ -106,12 +98,12 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 }
 
 /* Whether the connection is one that user space wants to know of. */
-static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 flags)
+static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 passive)
 {
 	__u32 local[4], remote[4], local_port, remote_port, zero = 0;
 	struct connection_filter *wanted;
 	struct connection *connection;
-	struct sock *sk = NULL;
+	struct sock *sk;
 	__u64 *count;
 
 	wanted = bpf_map_lookup_elem(&filter, &zero);
@@ -134,9 +126,10 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 fl
 	}
 	if (wanted->no_loopback && (is_loopback(local) || is_loopback(remote)))
 		return 0;
-	if (ctx->sk)
-		sk = (struct sock *)bpf_skc_to_tcp_sock(ctx->sk);
-	if (!is_here(ctx, sk))
+	if (!ctx->sk)
+		return 0;
+	sk = (struct sock *)bpf_skc_to_tcp_sock(ctx->sk);
+	if (!sk || sk->__sk_common.skc_net.net->ns.inum != here)
 		return 0;
 	connection = bpf_ringbuf_reserve(&reports, sizeof(*connection), 0);
 	if (!connection) {
@@ -152,15 +145,12 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 fl
 	__builtin_memcpy(connection->remote, remote, sizeof(remote));
 	connection->local_port = bpf_htons(local_port);
 	connection->remote_port = bpf_htons(remote_port);
+	connection->uid = sk->sk_uid.val;
+	connection->cgroup = cgroup_of(sk);
 	connection->change = change;
-	if (sk) {
-		connection->uid = sk->sk_uid.val;
-		connection->cgroup = cgroup_of(sk);
-		flags |= CONNECTION_HAS_OWNER;
-	}
-	connection->flags = flags;
+	connection->passive = passive;
 	/* The only one that is in the context of the process that it is about. */
-	if (change == CONNECTION_OPENED && !(flags & CONNECTION_PASSIVE)) {
+	if (change == CONNECTION_OPENED) {
 		struct task_struct *task = (void *)bpf_get_current_task();
 
 		connection->pid = BPF_CORE_READ(task, tgid);
@@ -173,20 +163,10 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 fl
 SEC("sockops")
 int connections(struct bpf_sock_ops *ctx)
 {
-	__u8 change = CONNECTION_ESTABLISHED, flags = 0;
+	__u8 change = CONNECTION_ESTABLISHED, passive = 0;
 	int told;
 
 	switch (ctx->op) {
-	case BPF_SOCK_OPS_TIMEOUT_INIT:
-		/*
-		 * Of a request: a SYN has come, and is not answered yet. With SYN cookies
-		 * there is no request, and this is not called.
-		 */
-		if (ctx->is_fullsock)
-			return 1;
-		change = CONNECTION_OPENED;
-		flags = CONNECTION_PASSIVE;
-		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		/* In connect(2), before the SYN is sent. */
 		change = CONNECTION_OPENED;
@@ -194,7 +174,8 @@ int connections(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		flags = CONNECTION_PASSIVE;
+		/* Not at the SYN, which anybody can send from any address. */
+		passive = 1;
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] != BPF_TCP_CLOSE)
@@ -204,7 +185,7 @@ int connections(struct bpf_sock_ops *ctx)
 	default:
 		return 1;
 	}
-	if (!report(ctx, change, flags) || !ctx->is_fullsock)
+	if (!report(ctx, change, passive))
 		return 1;
 	/* Beside what others have asked to be told of it. */
 	told = ctx->bpf_sock_ops_cb_flags;

@@ -227,8 +227,8 @@ pub struct ConnectionReport {
     pub pid: u32,
     /// `CONNECTION_OPENED` and the like.
     pub change: u8,
-    /// `CONNECTION_PASSIVE` and the like.
-    pub flags: u8,
+    /// 0 or 1: the other end has opened it.
+    pub passive: u8,
     /// Zero.
     pub pad: [u8; 2],
     /// The command of that process; ends in a NUL.
@@ -238,16 +238,12 @@ pub struct ConnectionReport {
 // C compiler for the offsets); each may have any value.
 unsafe impl Plain for ConnectionReport {}
 
-/// `CONNECTION_OPENED`: the first packet has not left yet.
+/// `CONNECTION_OPENED`: its SYN has not left yet.
 pub const CONNECTION_OPENED: u8 = 1;
 /// `CONNECTION_ESTABLISHED`.
 pub const CONNECTION_ESTABLISHED: u8 = 2;
 /// `CONNECTION_CLOSED`.
 pub const CONNECTION_CLOSED: u8 = 3;
-/// `CONNECTION_PASSIVE`: a flag: the other end has opened it.
-pub const CONNECTION_PASSIVE: u8 = 1;
-/// `CONNECTION_HAS_OWNER`: a flag: `uid` is known.
-pub const CONNECTION_HAS_OWNER: u8 = 2;
 
 /// `struct port_ranges`: of both ends of a connection, in host order; both ends of a
 /// range belong to it.
@@ -282,18 +278,6 @@ pub struct ConnectionFilter {
 }
 // SAFETY: integers without a gap, the ranges' size being a multiple of theirs.
 unsafe impl Plain for ConnectionFilter {}
-
-/// `struct network_namespace`: what is chosen before bpf/connections.bpf.c is loaded.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NetworkNamespace {
-    /// SO_NETNS_COOKIE; 0: the kernel's programs cannot ask for it (5.15).
-    pub cookie: u64,
-    /// The inode of /proc/self/ns/net.
-    pub inode: u64,
-}
-// SAFETY: two integers of the same size.
-unsafe impl Plain for NetworkNamespace {}
 
 #[cfg(test)]
 mod tests {
@@ -336,14 +320,13 @@ mod tests {
                 uid,
                 pid,
                 change,
-                flags,
+                passive,
                 pad,
                 command
             }
         );
         mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });
         mirror!("connection_filter", ConnectionFilter { count, no_loopback, ranges });
-        mirror!("network_namespace", NetworkNamespace { cookie, inode });
         mirror!(
             "__sk_buff",
             SkBuff {
@@ -364,8 +347,6 @@ mod tests {
         same("CONNECTION_OPENED", usize::from(CONNECTION_OPENED));
         same("CONNECTION_ESTABLISHED", usize::from(CONNECTION_ESTABLISHED));
         same("CONNECTION_CLOSED", usize::from(CONNECTION_CLOSED));
-        same("CONNECTION_PASSIVE", usize::from(CONNECTION_PASSIVE));
-        same("CONNECTION_HAS_OWNER", usize::from(CONNECTION_HAS_OWNER));
         same("STRATEGY_LABEL", Strategy::Label as usize);
         same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);
         same("STRATEGY_DESTINATION", Strategy::Destination as usize);

@@ -5,7 +5,7 @@
 //! ```text
 //! let mut connections = Connections::watch(&root()?, &Wanted::default())?;
 //! // poll(2): POLLIN on `connections`, then until None, or until enough:
-//! while let Some(connection) = connections.next() { ... }
+//! while let Some(connection) = connections.read() { ... }
 //! if connections.lost() > before { /* list the sockets now */ }
 //! ```
 //!
@@ -35,13 +35,12 @@ use crate::flow::{FlowId, Protocol, Timestamp};
 /// What has become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It begins. On the side that connects: in connect(2), before the SYN is sent; a
-    /// close follows, whether or not it is ever established. On the side that is
-    /// connected to: a SYN has arrived and is not answered yet; nothing follows if the
-    /// handshake is never completed, so whoever acts on this has to forget it in time.
+    /// This host begins it: it is in connect(2), and the SYN is not sent yet. A close
+    /// follows, whether or not it is ever established.
     Opened,
-    /// The handshake is complete. Also the first report of a connection that was opening
-    /// when the watch began.
+    /// The handshake is complete. The first report of a connection that the other end has
+    /// begun (anybody can send a SYN, from any address), and of one that was opening when
+    /// the watch began.
     Established,
     /// It is over, or has failed: the socket's state is CLOSE. One in TIME-WAIT has got
     /// there.
@@ -62,12 +61,11 @@ pub struct Connection {
     /// SO_COOKIE of the socket, as sock_diag(7) has it too: the same in all reports of a
     /// connection.
     pub cookie: u64,
-    /// Number of the socket's control group: the inode of its folder. None: unknown, as
-    /// it is of what is opened passively.
+    /// Number of the socket's control group: the inode of its folder. None: unknown.
     pub cgroup: Option<u64>,
-    /// The socket's user. None: unknown, as it is of what is opened passively.
+    /// The socket's user. None: unknown.
     pub uid: Option<u32>,
-    /// Who connects: known of what is opened actively, and of nothing else.
+    /// Who connects: known when a connection is opened, and of nothing else.
     pub process: Option<Process>,
     /// When it happened.
     pub time: Timestamp,
