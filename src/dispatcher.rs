@@ -17,7 +17,7 @@ use log::info;
 
 use crate::config::Section;
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::log::About;
 use crate::pulse::{Pulse, Tally};
@@ -46,6 +46,7 @@ enum Message {
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Malformed(u64),
+    Everything(Option<Tag>),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -169,6 +170,12 @@ impl Inlet {
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
         let _ = self.messages.send(Message::Malformed(events));
+    }
+
+    /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
+    pub fn everything(&self, tag: Option<Tag>) {
+        // A daemon that is stopping marks no more.
+        let _ = self.messages.send(Message::Everything(tag));
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so
@@ -307,6 +314,7 @@ impl Dispatcher {
                 Message::List(answer) => drop(answer.send(self.table.flows())),
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Malformed(events) => self.counters.malformed += events,
+                Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {

@@ -38,23 +38,23 @@ fn defect_06_as_many_flows_as_are_allowed_are_all_there() {
 fn the_map_follows_the_events() {
     in_namespace(|| {
         let mut marker = marker(&[("matchAll", Value::Bool(true))]).unwrap();
-        let default = |marker: &Marker| marker.default.as_ref().unwrap().map.lookup(&0).unwrap();
+        let last = |marker: &Marker| marker.rules.last();
         let (one, two) = (flow("[2001:db8::1]:1", 1), flow("[2001:db8::1]:2", 2));
-        assert_eq!(default(&marker).label, 0);
+        assert_eq!(last(&marker), None);
         marker.apply(&[start(&one), start(&two), Event::Report]);
-        assert_eq!(default(&marker), tag::value(&two));
+        assert_eq!(last(&marker), Some(two.tag));
         // A new tag of an open flow.
         let anew = flow("[2001:db8::1]:1", 3);
         marker.apply(&[end(&one), start(&anew)]);
         assert_eq!((marker.flows.count().unwrap(), marker.entries), (2, 2));
         assert_eq!(marker.flows.lookup(&tag::key(&one.id).unwrap()).unwrap(), tag::value(&anew));
-        assert_eq!(default(&marker), tag::value(&anew));
+        assert_eq!(last(&marker), Some(anew.tag));
         marker.apply(&[end(&anew)]);
-        assert_eq!(default(&marker), tag::value(&two));
+        assert_eq!(last(&marker), Some(two.tag));
         // An entry that somebody else has removed costs a warning.
         marker.flows.delete(&tag::key(&two.id).unwrap()).unwrap();
         marker.apply(&[end(&two)]);
-        assert_eq!(default(&marker).label, 0);
+        assert_eq!(last(&marker), None);
         // IPv4 has nothing to carry a label.
         let id = (Protocol::Udp, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
         let ipv4 = Flow { id: FlowId::new(id.0, id.1, id.2).unwrap(), ..one };
