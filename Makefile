@@ -56,7 +56,7 @@ bench: deps-test ## print the figures beside those to reach (root)
 	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static --if-possible
 	$(CARGO) bench --locked
 
-fuzz: deps-build ## compile the fuzz targets, then run each for some seconds (SECONDS_EACH=10)
+fuzz: deps-fuzz ## compile the fuzz targets, then run each for a minute (SECONDS_EACH=60)
 	tools/fuzz
 
 man: deps-build ## write man/glowd.8 and man/glowd.conf.5 anew

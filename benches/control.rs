@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use glowd::net::uninterrupted;
 use glowd::sys::abi::{FlowKey, FlowValue};
 use glowd::sys::bpf::Map;
 use glowd::sys::udp;
@@ -213,7 +214,8 @@ fn fireflies() {
     let before = Instant::now();
     let writer = thread::spawn(move || pipe.write_all(text.as_bytes()).unwrap());
     let mut buffer = [0; 2048];
-    let received = (0..FIREFLIES).take_while(|_| sink.recv(&mut buffer).is_ok()).count();
+    let received =
+        (0..FIREFLIES).take_while(|_| uninterrupted(|| sink.recv(&mut buffer)).is_ok()).count();
     let rate = received as f64 / before.elapsed().as_secs_f64();
     writer.join().unwrap();
     assert_eq!(received, FIREFLIES as usize, "some were lost");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use glowd::net::uninterrupted;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -86,7 +87,7 @@ impl Daemon {
         command.env("NOTIFY_SOCKET", dir.path().join("notify")).stdin(Stdio::null());
         let before = Instant::now();
         let child = command.spawn().unwrap();
-        notify.recv(&mut [0; 64]).expect("glowd gets ready");
+        uninterrupted(|| notify.recv(&mut [0; 64])).expect("glowd gets ready");
         Daemon { child, dir, start_up: before.elapsed() }
     }
 

@@ -120,4 +120,13 @@ struct captured {
 };
 _Static_assert(sizeof(struct captured) == 8 + CAPTURED_DATA, "captured");
 
+/* What processes.bpf.c writes of each open file that is a socket. */
+struct socket_holder {
+	__u64 cgroup;		/* id of the process's, of version 2 */
+	__u32 inode;		/* of the socket */
+	__u32 pid;		/* of the process that has it open */
+	char command[16];	/* of that process; ends in a NUL */
+};
+_Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
+
 #endif

@@ -16,6 +16,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use glowd::net::uninterrupted;
 use nix::sys::signal::{kill, SigSet, Signal};
 use nix::unistd::{geteuid, Pid};
 
@@ -159,7 +160,7 @@ impl Cutter {
 /// The flow's life, told as it happens.
 fn show(pair: &Pair, notified: &UnixDatagram, pipe: &Path) {
     notified.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    notified.recv(&mut [0; 256]).expect("glowd to be ready");
+    uninterrupted(|| notified.recv(&mut [0; 256])).expect("glowd to be ready");
 
     let fireflies = pair.there.enter(|| UdpSocket::bind("[::]:10514")).expect("a socket");
     let capture = Capture::start(&pair.there, DEVICE);
@@ -214,7 +215,7 @@ fn show(pair: &Pair, notified: &UnixDatagram, pipe: &Path) {
     fireflies.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     for _ in ["start", "end"] {
         let mut buffer = [0; 2048];
-        let length = fireflies.recv(&mut buffer).expect("a firefly");
+        let length = uninterrupted(|| fireflies.recv(&mut buffer)).expect("a firefly");
         println!("{}\n", String::from_utf8_lossy(&buffer[..length]));
     }
 }

@@ -92,6 +92,7 @@ fn live(
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
     dispatcher.name_by(context.names.clone());
+    dispatcher.set_idle_timeout(config.idle_timeout());
     dispatcher.set_pulse(Pulse::new(notifier.clone()));
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);

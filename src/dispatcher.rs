@@ -10,230 +10,29 @@
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use log::info;
 
-use crate::config::Section;
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
+use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
 use crate::registry::Names;
 
+pub use crate::inlet::{Inlet, Refused, Reload, Reporter};
 pub use crate::queue::{Batch, Event, Queue};
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
 
-/// Which plugin tells, and how it knows.
-type Source = (&'static str, Authority);
-
-/// Logs the counters of a plugin. The dispatcher calls it: plugins wait for the
-/// outside and cannot be told.
-pub type Reporter = Box<dyn Fn() + Send>;
-
-/// What the dispatcher is told.
-enum Message {
-    Events {
-        source: Source,
-        events: Vec<FlowEvent>,
-        admitted: Admitted,
-    },
-    List(Sender<Vec<Flow>>),
-    Count(Sender<usize>),
-    Malformed(u64),
-    Everything(Option<Tag>),
-    Report,
-    Reporter(Reporter),
-    Ready(Sender<()>),
-    Reload(Reload, Sender<()>),
-    /// Blocks the dispatcher until the other end hangs up.
-    #[cfg(test)]
-    Wedge(Receiver<()>),
-}
-
-/// What a reload means for the dispatcher and those behind it.
-#[derive(Clone, Debug, Default)]
-pub struct Reload {
-    /// How many flows may be open from now on (`maxFlows`).
-    pub max_flows: u32,
-    /// The sections of backends, by name.
-    pub sections: Vec<(&'static str, Arc<Section>)>,
-    /// What the status says from now on beside the figures.
-    pub remark: Option<String>,
-}
-
-/// Who holds the tickets for the starts of a batch.
-enum Admitted {
-    /// The sender reserved one for each.
-    Yes,
-    /// There were not enough; the dispatcher knows which flows are open and so
-    /// decides exactly: all or nothing, or each for itself. It answers with the
-    /// number of refused events.
-    Undecided { all_or_nothing: bool, refused: Sender<usize> },
-}
-
-/// Why events were not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The flow table is full.
-    Full {
-        /// How many of the events were refused.
-        events: usize,
-        /// How many flows may be open (`maxFlows`).
-        limit: usize,
-    },
-    /// The daemon is stopping.
-    Stopping,
-}
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Refused::Full { limit, .. } => {
-                write!(f, "the flow table is full (maxFlows is {limit})")
-            }
-            Refused::Stopping => f.write_str("glowd is stopping"),
-        }
-    }
-}
-
-/// A plugin's way to the dispatcher.
-#[derive(Clone)]
-pub struct Inlet {
-    messages: SyncSender<Message>,
-    admission: Arc<Admission>,
-    source: Source,
-}
-
-impl Inlet {
-    /// Hands all of the events over, in order, or none. Blocks while the
-    /// dispatcher is behind.
-    ///
-    /// # Errors
-    /// There is no room for them all, or the daemon is stopping.
-    pub fn send_all(&self, events: Vec<FlowEvent>) -> Result<(), Refused> {
-        self.send(events, true)
-    }
-
-    /// Hands the events over, in order, except the starts for which there is no
-    /// room. Blocks while the dispatcher is behind.
-    ///
-    /// # Errors
-    /// Some were refused; the others were accepted. Or the daemon is stopping.
-    pub fn send_each(&self, events: Vec<FlowEvent>) -> Result<(), Refused> {
-        self.send(events, false)
-    }
-
-    fn send(&self, events: Vec<FlowEvent>, all_or_nothing: bool) -> Result<(), Refused> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        let source = self.source;
-        if self.admission.reserve(starts(&events)) {
-            let message = Message::Events { source, events, admitted: Admitted::Yes };
-            return self.messages.send(message).map_err(|_| Refused::Stopping);
-        }
-        let (refused, answer) = mpsc::channel();
-        let admitted = Admitted::Undecided { all_or_nothing, refused };
-        let message = Message::Events { source, events, admitted };
-        self.messages.send(message).map_err(|_| Refused::Stopping)?;
-        match answer.recv() {
-            Ok(0) => Ok(()),
-            Ok(events) => Err(Refused::Full { events, limit: self.admission.limit() }),
-            Err(_) => Err(Refused::Stopping),
-        }
-    }
-
-    /// The open flows, in no order, after all that this plugin has sent so far.
-    ///
-    /// # Errors
-    /// The daemon is stopping.
-    pub fn flows(&self) -> Result<Vec<Flow>, Refused> {
-        self.ask(Message::List)
-    }
-
-    /// How many flows are open, as [`Inlet::flows`] would list them. Cheap, and
-    /// an answer proves that the dispatcher works.
-    ///
-    /// # Errors
-    /// The daemon is stopping.
-    pub fn count(&self) -> Result<usize, Refused> {
-        self.ask(Message::Count)
-    }
-
-    /// Counts so many events that could not be understood.
-    pub fn malformed(&self, events: u64) {
-        // A daemon that is stopping counts no more.
-        let _ = self.messages.send(Message::Malformed(events));
-    }
-
-    /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
-    pub fn everything(&self, tag: Option<Tag>) {
-        // A daemon that is stopping marks no more.
-        let _ = self.messages.send(Message::Everything(tag));
-    }
-
-    /// Has the service manager told that the daemon is ready: by the dispatcher, so
-    /// that it is true.
-    ///
-    /// # Errors
-    /// The daemon is stopping.
-    pub fn ready(&self) -> Result<(), Refused> {
-        self.ask(Message::Ready)
-    }
-
-    /// Has `reload` hold for all that is sent from now on, and the service manager
-    /// told that the daemon is ready again.
-    ///
-    /// # Errors
-    /// The daemon is stopping.
-    pub fn reload(&self, reload: Reload) -> Result<(), Refused> {
-        self.ask(|answer| Message::Reload(reload, answer))
-    }
-
-    fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Message) -> Result<T, Refused> {
-        let (sender, answer) = mpsc::channel();
-        self.messages.send(question(sender)).map_err(|_| Refused::Stopping)?;
-        answer.recv().map_err(|_| Refused::Stopping)
-    }
-
-    /// Asks everybody to log their counters.
-    pub fn report(&self) {
-        // A daemon that is stopping has nothing to report.
-        let _ = self.messages.send(Message::Report);
-    }
-
-    /// Has `reporter` called whenever somebody asks for the counters.
-    pub fn report_with(&self, reporter: Reporter) {
-        // A daemon that is stopping reports no more.
-        let _ = self.messages.send(Message::Reporter(reporter));
-    }
-
-    /// The same way in, for another plugin.
-    #[must_use]
-    pub fn for_source(&self, source: &'static str) -> Self {
-        Inlet { source: (source, Authority::Told), ..self.clone() }
-    }
-
-    /// The same way in, for events that come as datagrams: one that is late has no
-    /// effect.
-    #[must_use]
-    pub fn for_what_is_heard(&self) -> Self {
-        Inlet { source: (self.source.0, Authority::Heard), ..self.clone() }
-    }
-
-    /// The same way in, for events that nobody told the plugin of: it found them.
-    /// They have no effect on flows that somebody has told of.
-    #[must_use]
-    pub fn for_what_is_found(&self) -> Self {
-        Inlet { source: (self.source.0, Authority::Found), ..self.clone() }
-    }
-}
+/// The longest time between two looks for flows of which nothing is heard.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What became of the events so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -261,6 +60,10 @@ pub struct Dispatcher {
     names: Option<Arc<Names>>,
     /// None: there is no service manager to be told anything.
     pulse: Option<Pulse>,
+    /// After what silence a flow is taken to be over; none: never.
+    idle_timeout: Option<Duration>,
+    /// When to look for such flows again.
+    next_look: Instant,
 }
 
 impl Dispatcher {
@@ -268,11 +71,7 @@ impl Dispatcher {
     pub fn new(max_flows: u32, key: EntropyKey) -> (Self, Inlet) {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
-        let inlet = Inlet {
-            messages: sender,
-            admission: admission.clone(),
-            source: ("glowd", Authority::Told),
-        };
+        let inlet = Inlet::new(sender, admission.clone());
         let dispatcher = Dispatcher {
             messages,
             outlets: Vec::new(),
@@ -282,6 +81,8 @@ impl Dispatcher {
             reporters: Vec::new(),
             names: None,
             pulse: None,
+            idle_timeout: None,
+            next_look: Instant::now(),
         };
         (dispatcher, inlet)
     }
@@ -294,6 +95,12 @@ impl Dispatcher {
     /// Has the dispatcher tell the service manager how it is while it runs.
     pub fn set_pulse(&mut self, pulse: Option<Pulse>) {
         self.pulse = pulse;
+    }
+
+    /// Ends flows of which nothing was heard for so long, if they were only heard of.
+    pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
+        self.idle_timeout = timeout;
+        self.next_look = Instant::now();
     }
 
     /// A queue for the backend called `name`.
@@ -331,12 +138,14 @@ impl Dispatcher {
         }
     }
 
-    /// Waits for the next message, and meanwhile tells the service manager what is
-    /// due. None: no more will come.
+    /// Waits for the next message, and meanwhile does what is due: tells the service
+    /// manager, and ends flows of which nothing is heard. None: no more will come.
     fn next(&mut self) -> Option<Message> {
         loop {
+            let look = self.end_silent_flows();
             let tally = self.tally();
-            let Some(patience) = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally)) else {
+            let pulse = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally));
+            let Some(patience) = look.into_iter().chain(pulse).min() else {
                 return self.messages.recv().ok();
             };
             match self.messages.recv_timeout(patience) {
@@ -345,6 +154,36 @@ impl Dispatcher {
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
+    }
+
+    /// Ends the flows of which nothing was heard for too long, if it is time to look for
+    /// them; returns when it is the next time.
+    fn end_silent_flows(&mut self) -> Option<Duration> {
+        let timeout = self.idle_timeout?;
+        let now = Instant::now();
+        if let Some(early) = self.next_look.checked_duration_since(now).filter(|d| !d.is_zero()) {
+            return Some(early);
+        }
+        let pause = (timeout / 4).min(LOOK);
+        self.next_look = now + pause;
+        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        let then = Timestamp(Timestamp::now().0.saturating_sub(micros));
+        let silent = self.table.silent_since(then);
+        if !silent.is_empty() {
+            let count = silent.len();
+            info!("{count} flows ended, since nothing was heard of them for {timeout:?}");
+            let end = |(id, tag)| FlowEvent {
+                state: FlowState::End,
+                id,
+                tag,
+                time: None,
+                application: None,
+                usage: None,
+            };
+            let source = ("glowd", Authority::Told);
+            self.apply(source, silent.into_iter().map(end).collect(), 0);
+        }
+        Some(pause)
     }
 
     fn tally(&self) -> Tally {
@@ -364,7 +203,8 @@ impl Dispatcher {
         }
     }
 
-    fn reload(&mut self, Reload { max_flows, sections, remark }: Reload) {
+    fn reload(&mut self, Reload { max_flows, idle_timeout, sections, remark }: Reload) {
+        self.set_idle_timeout(idle_timeout);
         self.admission.set_limit(max_flows as usize);
         for (name, section) in sections {
             if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.name == name) {
@@ -513,11 +353,6 @@ impl Dispatcher {
         self.reporters.iter().for_each(|report| report());
         self.hand_out(vec![Event::Report]);
     }
-}
-
-/// How many of them may open a flow.
-fn starts(events: &[FlowEvent]) -> usize {
-    events.iter().filter(|event| event.state != FlowState::End).count()
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The dispatcher on its thread, with a plugin's and a backend's end.
 
 use super::*;
+use crate::config::Section;
 use crate::flow::{Protocol, Tag};
 use crate::systemd::Notifier;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
-use std::time::{Duration, Instant};
 
 fn event(state: FlowState, port: u16) -> FlowEvent {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
@@ -119,7 +119,7 @@ fn a_section_reaches_its_backend_only_and_in_order() {
     inlet.send_all(vec![event(Start, 1)]).unwrap();
     let section = Arc::new(Section::new("backends.one", vec![]));
     let sections = vec![("one", section.clone()), ("nobody", section)];
-    inlet.reload(Reload { max_flows: 10, sections, remark: None }).unwrap();
+    inlet.reload(Reload { max_flows: 10, sections, ..Reload::default() }).unwrap();
     inlet.send_all(vec![event(End, 1)]).unwrap();
     drop(inlet);
     thread.join().unwrap();
@@ -171,8 +171,7 @@ fn a_dispatcher_that_is_stuck_gives_no_sign_of_life() {
     (0..3).for_each(|_| wait_for_beat());
 
     // Taken only when the dispatcher has got there.
-    let (release, released) = mpsc::sync_channel(0);
-    assert!(inlet.messages.send(Message::Wedge(released)).is_ok());
+    let release = inlet.wedge();
     release.send(()).unwrap();
     while told().is_some() {}
     inlet.malformed(1);
@@ -186,4 +185,30 @@ fn a_dispatcher_that_is_stuck_gives_no_sign_of_life() {
     thread.join().unwrap();
     let ready = std::iter::from_fn(told).find(|told| told != "WATCHDOG=1");
     assert_eq!(ready.as_deref(), Some("READY=1\nSTATUS=0 flows open, 0 events, 1 errors"));
+}
+
+/// A datagram is lost easily, also that of an end.
+#[test]
+fn a_flow_of_which_nothing_is_heard_ends() {
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    dispatcher.set_idle_timeout(Some(Duration::from_millis(20)));
+    let queue = dispatcher.attach("test");
+    let thread = thread::spawn(|| dispatcher.run());
+    inlet.send_all(vec![event(Start, 1)]).unwrap();
+    let heard = inlet.for_what_is_heard();
+    heard.send_all(vec![event(Start, 2)]).unwrap();
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        told.extend(queue.recv().unwrap().iter().map(|event| match event {
+            Event::Start(flow) => (Start, flow.id.src().port()),
+            Event::End(flow, _) => (End, flow.id.src().port()),
+            other => panic!("{other:?}"),
+        }));
+    }
+    assert_eq!(told, [(Start, 1), (Start, 2), (End, 2)], "what was told stays");
+    // Its place in the flow table is free again.
+    inlet.send_all((3..12).map(|port| event(Start, port)).collect()).unwrap();
+    assert!(inlet.send_all(vec![event(Start, 12)]).is_err());
+    drop((inlet, heard));
+    thread.join().unwrap();
 }

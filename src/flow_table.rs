@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::closed::Closed;
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Timestamp, Usage};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
 
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
@@ -129,7 +129,7 @@ pub struct FlowTable {
 /// the id: 50,000 of them are a third of the daemon's memory.
 #[derive(Debug)]
 struct Stored {
-    tag: crate::flow::Tag,
+    tag: Tag,
     start: Timestamp,
     source: &'static str,
     authority: Authority,
@@ -253,6 +253,17 @@ impl FlowTable {
         }
     }
 
+    /// The flows that were only heard of, and of which there is no news since `then`,
+    /// with their tags.
+    pub fn silent_since(&self, then: Timestamp) -> Vec<(FlowId, Tag)> {
+        let heard = |stored: &Stored| stored.news.as_ref().map_or(stored.start, |news| news.heard);
+        let silent = self
+            .flows
+            .iter()
+            .filter(|(_, stored)| stored.authority == Authority::Heard && heard(stored) <= then);
+        silent.map(|(id, stored)| (*id, stored.tag)).collect()
+    }
+
     /// Whether that flow is open.
     pub fn contains(&self, id: &FlowId) -> bool {
         self.flows.contains_key(id)
@@ -272,7 +283,7 @@ impl FlowTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{Protocol, Tag};
+    use crate::flow::Protocol;
 
     const API: (&str, Authority) = ("api", Authority::Told);
     const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
@@ -407,6 +418,28 @@ mod tests {
         assert_eq!(before, Change::Stale, "of the flow before");
         let own = table.apply(at(End, 16, 5 * second), FIREFLY, Timestamp(6 * second));
         assert!(matches!(own, Change::Closed(_)), "{own:?}");
+    }
+
+    #[test]
+    fn silent_is_who_was_only_heard_and_long_ago() {
+        let mut table = table();
+        let silent = |table: &FlowTable, then| {
+            let mut ports: Vec<_> =
+                table.silent_since(Timestamp(then)).iter().map(|(id, _)| id.src().port()).collect();
+            ports.sort_unstable();
+            ports
+        };
+        for (port, who) in [(1, API), (2, FIREFLY), (3, FIREFLY), (4, FINDER), (5, FIREFLY)] {
+            table.apply(event(FlowState::Start, port, 16), who, Timestamp(10));
+        }
+        assert_eq!(silent(&table, 9), [0; 0]);
+        assert_eq!(silent(&table, 10), [2, 3, 5]);
+        // Each kind of news counts, and who is told of a flow ends it.
+        table.apply(event(FlowState::Ongoing, 2, 16), FIREFLY, Timestamp(20));
+        table.apply(event(FlowState::Start, 3, 16), FIREFLY, Timestamp(20));
+        table.apply(event(FlowState::Start, 5, 16), API, Timestamp(11));
+        assert_eq!(silent(&table, 19), [0; 0]);
+        assert_eq!(silent(&table, 20), [2, 3]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod closed;
 pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
+pub mod inlet;
 pub mod queue;
 
 pub mod backends;

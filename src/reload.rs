@@ -142,7 +142,8 @@ impl Reloader {
     }
 
     fn order(&self, sections: Vec<(&'static str, Arc<Section>)>, remark: Option<String>) -> Reload {
-        Reload { max_flows: self.config.max_flows(), sections, remark }
+        let (max_flows, idle_timeout) = (self.config.max_flows(), self.config.idle_timeout());
+        Reload { max_flows, idle_timeout, sections, remark }
     }
 }
 

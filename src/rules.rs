@@ -69,7 +69,8 @@ pub mod keys {
     pub const COMMAND: Key = key(
         "command",
         Kind::Text,
-        "The name of the process that has the socket, as ps -o comm shows it: the first 15 octets.",
+        "The name of a process that has the socket, as ps -o comm shows it: the first 15 octets. It \
+         takes CAP_BPF and CAP_PERFMON, and Linux 5.8 with BTF.",
     );
     /// The tag's first half.
     pub const EXPERIMENT: Key = key(
@@ -151,8 +152,8 @@ pub struct Subject<'a> {
     pub uid: Fact<u32>,
     /// Its control group, such as "/system.slice/xrootd.service"; "/" is the root.
     pub cgroup: Fact<&'a str>,
-    /// The name of its process.
-    pub command: Fact<&'a str>,
+    /// The names of the processes that have the socket.
+    pub command: Fact<&'a [Box<str>]>,
 }
 
 /// A fact that is looked up on demand.
@@ -351,7 +352,7 @@ impl Rule {
                 self.command.as_deref(),
                 subject.command,
                 Need::Command,
-                |wanted, command| *wanted == command,
+                |wanted, commands| commands.iter().any(|command| **command == **wanted),
             )?)
     }
 }

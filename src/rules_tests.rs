@@ -61,10 +61,11 @@ fn each_condition_holds_for_what_it_names_and_nothing_else() {
     let here = "[2001:db8::1]:1094";
     let base = subject(here, "[2001:db8:7::2]:40000");
     let v4 = subject("[::ffff:192.0.2.1]:1094", "[::ffff:198.51.100.2]:40000");
+    let commands: [Box<str>; 2] = ["xrootd2".into(), "xrootd".into()];
     let known = Subject {
         uid: Fact::Known(0),
         cgroup: Fact::Known("/system.slice/xrootd.service"),
-        command: Fact::Known("xrootd"),
+        command: Fact::Known(&commands),
         ..base
     };
     let root = Subject { cgroup: Fact::Known("/"), ..base };
@@ -86,7 +87,11 @@ fn each_condition_holds_for_what_it_names_and_nothing_else() {
             Subject { cgroup: Fact::Known("/system.slice2"), ..known },
         ),
         (r#""cgroup": "/""#, root, Subject { cgroup: Fact::Unknown, ..known }),
-        (r#""command": "xrootd""#, known, Subject { command: Fact::Known("xrootd2"), ..known }),
+        (
+            r#""command": "xrootd""#,
+            known,
+            Subject { command: Fact::Known(&commands[..1]), ..known },
+        ),
     ] {
         let rules = rules(&format!(r#"[{{{condition}, "experiment": "atlas", "activity": 16}}]"#));
         assert_eq!(rules.judge(&matching), Verdict::Tag(tag(2, 16)), "{condition}");
@@ -118,11 +123,12 @@ fn what_is_costly_is_asked_for_only_if_it_decides() {
             {"localPort": 2, "user": 7, "cgroup": "/a", "experiment": 2, "activity": 9},
             {"localPort": "1-3", "experiment": 2, "activity": 15}]"#,
     );
+    let commands: [Box<str>; 1] = ["xrootd".into()];
     let at = |port| subject(&format!("[::1]:{port}"), "[::2]:7");
     assert_eq!(rules.judge(&at(3)), Verdict::Tag(tag(2, 15)));
     assert_eq!(rules.judge(&at(4)), Verdict::None);
     assert_eq!(rules.judge(&at(1)), Verdict::Depends(Need::Command));
-    for (command, activity) in [(Fact::Known("xrootd"), 1), (Fact::Unknown, 15)] {
+    for (command, activity) in [(Fact::Known(&commands[..]), 1), (Fact::Unknown, 15)] {
         let subject = Subject { command, ..at(1) };
         assert_eq!(rules.judge(&subject), Verdict::Tag(tag(2, activity)));
     }

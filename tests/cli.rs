@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use glowd::net::uninterrupted;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
@@ -213,7 +214,7 @@ fn defect_12_failures_have_their_exit_status() {
         format!("glowd: {path}:1:14: maxFlows: 0 is out of range (1 to 10000000)"),
         format!(
             "glowd: {path}:2:1: plugin: this version of glowd does not know this key: did you \
-             mean \"plugins\"? (known: pidPath, workDir, maxFlows, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
+             mean \"plugins\"? (known: pidPath, workDir, maxFlows, idleTimeout, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
              backends)"
         ),
     ];
@@ -356,7 +357,7 @@ fn the_journal_gets_fields_or_priorities() {
     let daemon = run("ln -s \"$SOCKET\" /run/systemd/journal/socket");
     let mut buffer = [0; 4096];
     let mut wait_for_line = |part: &str| loop {
-        let length = journal.recv(&mut buffer).unwrap();
+        let length = uninterrupted(|| journal.recv(&mut buffer)).unwrap();
         let line = String::from_utf8_lossy(&buffer[..length]);
         if line.contains(part) {
             return line.into_owned();
@@ -410,7 +411,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
     let daemon = Daemon(in_namespace("ln -s \"$SOCKET\" /dev/log").spawn().unwrap());
     let mut buffer = [0; 1024];
     let mut receive = || {
-        let length = syslog.recv(&mut buffer).unwrap();
+        let length = uninterrupted(|| syslog.recv(&mut buffer)).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     // Facility daemon (3), severity warning (4).

@@ -4,6 +4,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use glowd::net::uninterrupted;
+
 mod capture;
 mod daemon;
 mod netns;
@@ -47,13 +49,7 @@ pub(crate) fn skip_unless_root() -> bool {
     skip
 }
 
-/// Receives a datagram. A wait with a timeout may be interrupted although nobody
-/// handles signals.
+/// Receives a datagram.
 pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<usize> {
-    loop {
-        match socket.recv(buffer) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+    uninterrupted(|| socket.recv(buffer))
 }

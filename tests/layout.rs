@@ -54,7 +54,7 @@ fn a_part_is_in_the_file_that_its_key_names() {
     }
 }
 
-/// Of a part, or of the one command that has a program of its own.
+/// Of a part, of the one command that has a program of its own, or of what parts share.
 #[test]
 fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
     for entry in fs::read_dir(root().join("bpf")).unwrap() {
@@ -63,7 +63,8 @@ fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
         let parts = plugins::ALL.iter().map(|spec| spec.name);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.name));
         let command = stem == "selftest" && root().join("src/selftest/mod.rs").exists();
-        assert!(command || parts.map(snake_case).any(|part| part == stem), "bpf/{name}");
+        let shared = root().join("src/net").join(format!("{stem}.rs")).exists();
+        assert!(command || shared || parts.map(snake_case).any(|part| part == stem), "bpf/{name}");
     }
 }
 

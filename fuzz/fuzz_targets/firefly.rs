@@ -33,6 +33,10 @@ fn judge(datagram: &[u8]) {
         assert!(Tag::new(report.ids.0, report.ids.1).is_err());
         return;
     };
+    if Tag::new(report.ids.0, report.ids.1).is_err() {
+        assert_eq!(event.state, FlowState::End, "whose flow has a tag of its own");
+        return;
+    }
     let start = report.start.unwrap_or(Timestamp(0));
     let flow = Flow {
         id: event.id,

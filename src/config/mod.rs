@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use log::{Level, LevelFilter};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -149,6 +150,12 @@ impl Config {
     /// `pidPath`.
     pub fn pid_path(&self) -> &str {
         self.top.text("pidPath")
+    }
+
+    /// `idleTimeout`; none: never.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        let seconds: u64 = self.top.int("idleTimeout");
+        (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
     /// `maxFlows`.

@@ -37,6 +37,17 @@ pub static TOP: &[Key] = &[
               one. With the marker, more than glowd was started with needs a restart.",
     },
     Key {
+        name: "idleTimeout",
+        aliases: &[],
+        kind: Kind::Int { min: 0, max: 31_536_000 },
+        default: "86400",
+        live: true,
+        doc: "After how many seconds without news a flow that a firefly told of is taken to be \
+              over, since a datagram is easily lost, also the one that tells of the end. Each \
+              firefly about the flow is news. With 0 such a flow stays open until it is ended. \
+              Flows that other plugins told of or found are theirs to end.",
+    },
+    Key {
         name: "registryPath",
         aliases: &[],
         kind: Kind::Path,

@@ -15,6 +15,7 @@ use log::{Level, Record};
 use nix::sys::socket::{sendto, MsgFlags, UnixAddr};
 
 use super::{priority, Escaped};
+use crate::net::uninterrupted;
 
 /// Where journald listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -100,7 +101,7 @@ impl Journald {
     fn send(&self, datagram: &[u8], wait: bool) -> io::Result<()> {
         let address = UnixAddr::new(&self.path)?;
         let flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
-        sendto(self.socket.as_raw_fd(), datagram, &address, flags)?;
+        uninterrupted(|| Ok(sendto(self.socket.as_raw_fd(), datagram, &address, flags)?))?;
         Ok(())
     }
 }

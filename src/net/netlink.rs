@@ -215,6 +215,11 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
+/// The 64-bit number at `at`, in the host's order, if it is there.
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
 fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     u32_at(bytes, at).map(|number| i32::from_ne_bytes(number.to_ne_bytes()))
 }
@@ -235,6 +240,15 @@ impl Socket {
     pub fn route() -> Result<Self, Error> {
         Self::open(SockProtocol::NetlinkRoute)
             .map_err(|errno| Error::os("cannot open a netlink socket", errno))
+    }
+
+    /// A socket for sock_diag(7).
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn sock_diag() -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkSockDiag)
+            .map_err(|errno| Error::os("cannot open a netlink socket for sock_diag", errno))
     }
 
     fn open(protocol: SockProtocol) -> nix::Result<Self> {
@@ -285,8 +299,27 @@ impl Socket {
 
     /// None: interrupted.
     fn dump_once(&mut self, request: &Request) -> Outcome<Option<Vec<Message>>> {
+        let mut messages = Vec::new();
+        let whole = self.dump_each(request, |kind, payload| {
+            messages.push(Message { kind, payload: payload.to_vec() });
+        })?;
+        Ok(whole.then_some(messages))
+    }
+
+    /// Tells of what the kernel has of the kind asked for, message by message, as type
+    /// and what follows the header. Returns whether all of it is of one moment, so far
+    /// as the kernel knows.
+    ///
+    /// # Errors
+    /// It refuses, or fails on the way. Then the rest of the answer may still wait in
+    /// this socket, and the next dump may fail.
+    pub fn dump_each(
+        &mut self,
+        request: &Request,
+        mut take: impl FnMut(u16, &[u8]),
+    ) -> Outcome<bool> {
         self.send(request, F_DUMP)?;
-        let (mut messages, mut whole, mut done) = (Vec::new(), true, false);
+        let (mut whole, mut done) = (true, false);
         while !done {
             self.receive(|kind, flags, message| {
                 whole &= flags & F_DUMP_INTERRUPTED == 0;
@@ -297,12 +330,38 @@ impl Socket {
                         done = true;
                         acknowledgement(message, true)?;
                     }
-                    _ => messages.push(Message { kind, payload: message[HEADER..].to_vec() }),
+                    _ => take(kind, &message[HEADER..]),
                 }
                 Ok(())
             })?;
         }
-        Ok(whole.then_some(messages))
+        Ok(whole)
+    }
+
+    /// Asks for one thing and tells of it, as type and what follows the header.
+    ///
+    /// # Errors
+    /// The kernel has no such thing (ENOENT), or refuses.
+    pub fn get(&mut self, request: &Request, mut take: impl FnMut(u16, &[u8])) -> Outcome<()> {
+        self.send(request, 0)?;
+        let mut done = false;
+        while !done {
+            self.receive(|kind, _, message| {
+                match kind {
+                    NLMSG_NOOP => {}
+                    NLMSG_ERROR => {
+                        done = true;
+                        acknowledgement(message, false)?;
+                    }
+                    _ => {
+                        done = true;
+                        take(kind, &message[HEADER..]);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, request: &Request, flags: u16) -> Outcome<()> {
@@ -322,7 +381,7 @@ impl Socket {
 
     /// Waits for a datagram and takes each of its messages that answers the last
     /// request, as type, flags and the whole of it.
-    fn receive(&mut self, mut take: impl FnMut(u16, u16, &[u8]) -> Outcome<()>) -> Outcome<()> {
+    fn receive(&mut self, take: impl FnMut(u16, u16, &[u8]) -> Outcome<()>) -> Outcome<()> {
         let (size, sender) = loop {
             // The buffer is larger than what the kernel sends; if that changes, the
             // lengths below do not add up.
@@ -335,20 +394,34 @@ impl Socket {
         if sender.is_none_or(|sender| sender.pid() != 0) {
             return Ok(());
         }
-        let mut rest = self.buffer.get(..size).ok_or_else(Failure::malformed)?;
-        while !rest.is_empty() {
-            let message = first_message(rest).ok_or_else(Failure::malformed)?;
-            let header = (u16_at(message, 4), u16_at(message, 6), u32_at(message, 8));
-            let (Some(kind), Some(flags), Some(sequence)) = header else {
-                return Err(Failure::malformed());
-            };
-            if sequence == self.sequence {
-                take(kind, flags, message)?;
-            }
-            rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(())
+        let datagram = self.buffer.get(..size).ok_or_else(Failure::malformed)?;
+        each_message(datagram, self.sequence, take)
     }
+}
+
+/// Takes each message of a datagram that has that number, as type, flags and the whole
+/// of it, header included.
+///
+/// # Errors
+/// The datagram is cut, or `take` fails.
+pub fn each_message(
+    datagram: &[u8],
+    sequence: u32,
+    mut take: impl FnMut(u16, u16, &[u8]) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = first_message(rest).ok_or_else(Failure::malformed)?;
+        let header = (u16_at(message, 4), u16_at(message, 6), u32_at(message, 8));
+        let (Some(kind), Some(flags), Some(found)) = header else {
+            return Err(Failure::malformed());
+        };
+        if found == sequence {
+            take(kind, flags, message)?;
+        }
+        rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// The first message of a datagram, its header included. The next one begins at a
@@ -383,57 +456,5 @@ fn acknowledgement(message: &[u8], done: bool) -> Outcome<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_built_is_read_back() {
-        let request = Request::new(20, 0)
-            .fixed(&[9; 5])
-            .text(3, "ab")
-            .nest(2, |inner| inner.number(1, 0x0102_0304).attribute(7, &[]));
-        let bytes = request.finish(F_ACK, 5);
-        assert_eq!(u32_at(&bytes, 0), u32::try_from(bytes.len()).ok());
-        assert_eq!((u16_at(&bytes, 4), u16_at(&bytes, 6)), (Some(20), Some(F_REQUEST | F_ACK)));
-        assert_eq!(u32_at(&bytes, 8), Some(5));
-        let message = Message { kind: 20, payload: bytes[HEADER..].to_vec() };
-        let attributes = message.attributes(8);
-        assert_eq!(attributes.clone().find_text(3).as_deref(), Some("ab"));
-        let inner = Attributes(attributes.find(2).unwrap());
-        assert_eq!(inner.clone().find(1).and_then(|value| u32_at(value, 0)), Some(0x0102_0304));
-        assert_eq!(inner.find(7), Some(&[][..]));
-    }
-
-    #[test]
-    fn no_length_is_trusted() {
-        for bytes in [
-            &[][..],
-            &[4, 0, 1],
-            &[0, 0, 1, 0],
-            &[3, 0, 1, 0],
-            &[5, 0, 1, 0],
-            &[255, 255, 1, 0, 1, 2, 3, 4],
-        ] {
-            assert_eq!(Attributes(bytes).next(), None, "{bytes:?}");
-        }
-        for length in 0..HEADER + 4 {
-            acknowledgement(&vec![255; length], false).unwrap_err();
-        }
-        // An error whose request is said to be longer than everything.
-        let mut error = vec![0; HEADER + 8];
-        error[6..8].copy_from_slice(&F_ACK_ATTRIBUTES.to_ne_bytes());
-        error[HEADER..HEADER + 4].copy_from_slice(&(-17_i32).to_ne_bytes());
-        error[HEADER + 4..].copy_from_slice(&u32::MAX.to_ne_bytes());
-        assert_eq!(acknowledgement(&error, false), Err(Errno::EEXIST.into()));
-    }
-
-    #[test]
-    fn the_kernel_says_why() {
-        // RTM_DELLINK of no interface in particular.
-        let request = Request::new(libc::RTM_DELLINK, 0).fixed(&[0; 16]);
-        let failure = Socket::route().unwrap().change(&request).unwrap_err();
-        assert!(failure.errno == Errno::EINVAL || failure.errno == Errno::EPERM, "{failure}");
-        let dump = Request::new(libc::RTM_GETLINK, 0).fixed(&[0; 16]);
-        assert!(!Socket::route().unwrap().dump(&dump).unwrap().is_empty());
-    }
-}
+#[path = "netlink_tests.rs"]
+mod tests;

@@ -13,6 +13,21 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// That of all addresses of IPv4.
+    pub fn any_ipv4() -> Self {
+        Prefix { address: std::net::Ipv4Addr::UNSPECIFIED.into(), length: 0 }
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits count.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether the address is of the prefix. An IPv4-mapped one counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let length = u32::from(self.length);

@@ -6,6 +6,7 @@
 pub mod api;
 mod firefly;
 pub mod named_pipe;
+mod netlink;
 
 use crate::config::live::Live;
 use crate::dispatcher::Inlet;
@@ -31,7 +32,7 @@ pub trait Plugin: Send {
 pub type Spec = part::Spec<dyn Plugin>;
 
 /// All plugins, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC, &firefly::SPEC];
+pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC, &firefly::SPEC, &netlink::SPEC];
 
 /// The example of CONTRIBUTING.md, which has to compile and to work.
 #[cfg(test)]

@@ -245,6 +245,24 @@ pub struct SkBuff {
 // the size is one too. The test below asks the C compiler.
 unsafe impl Plain for SkBuff {}
 
+/// `struct socket_holder`: what bpf/processes.bpf.c writes of each open file that is a
+/// socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketHolder {
+    /// The id of the process's control group, of version 2.
+    pub cgroup: u64,
+    /// Of the socket.
+    pub inode: u32,
+    /// The process that has it open.
+    pub pid: u32,
+    /// The command of that process; ends in a NUL.
+    pub command: [u8; 16],
+}
+// SAFETY: integers and bytes that fill 32 octets without a gap (the test below asks the
+// C compiler for the offsets); each may have any value.
+unsafe impl Plain for SocketHolder {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,6 +310,7 @@ mod tests {
             same(&format!("RULE_{name}"), usize::from(value));
         }
         mirror!("captured", Captured { len, gso_size, data });
+        mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
         mirror!(
             "__sk_buff",
             SkBuff {

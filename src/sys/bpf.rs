@@ -43,6 +43,12 @@ static SELFTEST_ALIGNED: &Aligned<[u8]> =
 /// bpf/selftest.bpf.c, compiled.
 pub static SELFTEST: &[u8] = &SELFTEST_ALIGNED.0;
 
+static PROCESSES_ALIGNED: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/processes.bpf.o")));
+
+/// bpf/processes.bpf.c, compiled.
+pub static PROCESSES: &[u8] = &PROCESSES_ALIGNED.0;
+
 /// An object whose ELF file has been read and of which nothing is in the kernel.
 #[derive(Debug)]
 pub struct OpenObject(NonNull<sys::bpf_object>);

@@ -9,6 +9,8 @@ pub mod bpf;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub mod iter;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Instant;
 
+use glowd::net::uninterrupted;
 use nix::sys::socket::{
     bind, connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrIn6,
 };
@@ -76,7 +77,8 @@ impl Connection {
                 }
                 let at = got % pattern.len();
                 let wanted = (pattern.len() - at).min(octets - got);
-                let length = server.read(&mut buffer[..wanted]).expect("to receive");
+                let length =
+                    uninterrupted(|| server.read(&mut buffer[..wanted])).expect("to receive");
                 assert_ne!(length, 0, "the connection ended after {got} of {octets} octets");
                 assert!(buffer[..length] == pattern[at..at + length], "octet {got} or behind");
                 got += length;

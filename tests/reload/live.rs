@@ -16,6 +16,7 @@ use crate::common::{skip_unless_root, wait_for, Daemon};
 /// Each key that is said to be live, with a proof that its new value is obeyed.
 const LIVE: &[(&str, fn())] = &[
     ("maxFlows", max_flows),
+    ("idleTimeout", idle_timeout),
     ("logLevel", log_level),
     ("plugins.namedPipe.mode", pipe_mode),
     ("plugins.namedPipe.group", pipe_group),
@@ -50,6 +51,34 @@ fn every_key_that_is_live_is_obeyed() {
     LIVE.iter().for_each(|(_, proof)| proof());
 }
 
+/// A flow that a firefly told of lasts with 0, and then no longer than a second.
+fn idle_timeout() {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut config = json!({"idleTimeout": 0, "plugins": {"api": {}, "firefly": {"bindPort": port}},
+                            "backends": {}});
+    let mut daemon = Daemon::start(config.clone());
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&start_of(1), ("127.0.0.1", port)).unwrap();
+    let flows = |daemon: &Daemon| daemon.get("/flows").1["flows"].as_array().unwrap().len();
+    wait_for("the flow", || (flows(&daemon) == 1).then_some(()));
+    config["idleTimeout"] = json!(1);
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said.last(), Some(&format!("{RELOADED}changed idleTimeout")));
+    wait_for("the flow to be over", || (flows(&daemon) == 0).then_some(()));
+    daemon.stop(&["backends: ", "bursts may be lost"]);
+}
+
+/// The start of a flow from port `source`, long ago.
+fn start_of(source: u16) -> Vec<u8> {
+    let firefly = json!({
+        "version": 1,
+        "flow-lifecycle": {"state": "start", "start-time": "2026-01-02T03:04:05Z"},
+        "flow-id": {"afi": "ipv6", "src-ip": "2001:db8::1", "dst-ip": "2001:db8::2",
+                    "protocol": "tcp", "src-port": source, "dst-port": 1094},
+        "context": {"experiment-id": 2, "activity-id": 16}
+    });
+    firefly.to_string().into_bytes()
+}
+
 fn collectors() {
     super::collectors_change_between_the_start_and_the_end_of_a_flow();
 }
@@ -63,14 +92,7 @@ fn firefly_plugin(key: &str, before: Value, after: Value) {
     let mut daemon = Daemon::start(config.clone());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let send = |source: u16| {
-        let firefly = json!({
-            "version": 1,
-            "flow-lifecycle": {"state": "start", "start-time": "2026-01-02T03:04:05Z"},
-            "flow-id": {"afi": "ipv6", "src-ip": "2001:db8::1", "dst-ip": "2001:db8::2",
-                        "protocol": "tcp", "src-port": source, "dst-port": 1094},
-            "context": {"experiment-id": 2, "activity-id": 16}
-        });
-        socket.send_to(firefly.to_string().as_bytes(), ("127.0.0.1", port)).unwrap();
+        socket.send_to(&start_of(source), ("127.0.0.1", port)).unwrap();
     };
     send(1);
     wait_for("the datagram to be dropped", || {

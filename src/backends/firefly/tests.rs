@@ -12,6 +12,7 @@ use crate::config::Value;
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::flow::{FlowEvent, FlowId, FlowState, Protocol, Tag};
+use crate::net::uninterrupted;
 
 const LONG: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -76,7 +77,7 @@ fn what_is_too_far_behind_is_shed_and_the_rest_is_sent() {
     assert_eq!(backend.counters.destinations, Count { sent: 40, failed: 0, dropped: 0 });
     for src_port in 61..=100 {
         let mut buffer = [0; 2048];
-        let length = sink.recv(&mut buffer).unwrap();
+        let length = uninterrupted(|| sink.recv(&mut buffer)).unwrap();
         let text = String::from_utf8_lossy(&buffer[..length]);
         assert!(text.contains(&format!("\"src-port\":{src_port},")), "{text}");
     }
@@ -131,7 +132,7 @@ fn a_collector_that_fails_is_tried_elsewhere_and_looked_up_again() {
     calls.recv_timeout(PATIENCE).expect("it is looked up again");
     backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
     assert_eq!(backend.counters.collectors, Count { sent: 1, failed: 1, dropped: 0 });
-    sink.recv(&mut [0; 2048]).unwrap();
+    uninterrupted(|| sink.recv(&mut [0; 2048])).unwrap();
 }
 
 /// Neither sending nor stopping waits for the resolver.
@@ -151,7 +152,7 @@ fn a_look_up_that_hangs_stalls_nothing() {
     let mut backend = Firefly::new(&section, Arc::new(lookup), pace(), BACKLOG).unwrap();
     calls.recv_timeout(PATIENCE).unwrap();
     backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
-    sink.recv(&mut [0; 2048]).unwrap();
+    uninterrupted(|| sink.recv(&mut [0; 2048])).unwrap();
     assert_eq!(backend.counters.unresolved, 1);
     drop(backend);
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
@@ -186,7 +187,7 @@ fn a_collector_that_stays_misses_nothing_over_a_reload() {
     backend.reload(&section(false, port, &["new.example", &stays]));
     calls.recv_timeout(PATIENCE).expect("the names are looked up");
     backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
-    sink.recv(&mut [0; 2048]).unwrap();
+    uninterrupted(|| sink.recv(&mut [0; 2048])).unwrap();
     assert_eq!(backend.counters.collectors, Count { sent: 1, ..Count::default() });
     assert_eq!(backend.counters.unresolved, 1, "the new one is not known yet");
     drop(release);

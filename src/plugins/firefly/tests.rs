@@ -11,6 +11,7 @@ use crate::config::Value;
 use crate::dispatcher::{Dispatcher, Event, Inlet, Queue};
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, Usage};
+use crate::net::uninterrupted;
 use crate::shutdown::{stop_token, Stopper};
 use std::sync::Arc;
 
@@ -311,7 +312,7 @@ fn fireflies_are_relayed_as_they_came() {
     let mut buffer = [0; 4096];
     for sink in &sinks {
         for datagram in &sent {
-            let length = sink.recv(&mut buffer).unwrap();
+            let length = uninterrupted(|| sink.recv(&mut buffer)).unwrap();
             assert_eq!(
                 buffer[..length].escape_ascii().to_string(),
                 datagram.as_bytes().escape_ascii().to_string()
@@ -344,7 +345,7 @@ fn a_collector_by_name_gets_fireflies_once_its_address_is_known() {
         socket.send_to(of_port("start", flows).as_bytes(), rig.address).unwrap();
         rig.counters.relay.sent.get() > 0
     });
-    sink.recv(&mut [0; 4096]).unwrap();
+    uninterrupted(|| sink.recv(&mut [0; 4096])).unwrap();
     let counters = rig.counters.clone();
     rig.stop();
     let (sent, unresolved) = (counters.relay.sent.get(), counters.relay.unresolved.get());
@@ -376,7 +377,7 @@ fn a_loop_of_relays_ends() {
     wait_for(|| sent() == [2 * FLOWS as u64; 2] && known() == FLOWS as u64);
     let mut buffer = [0; 4096];
     for _ in 0..2 * FLOWS {
-        sink.recv(&mut buffer).unwrap();
+        uninterrupted(|| sink.recv(&mut buffer)).unwrap();
     }
     for rig in rigs {
         let counters = rig.counters.clone();

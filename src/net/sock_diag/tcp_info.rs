@@ -1,0 +1,148 @@
+//! What TCP knows of a connection: struct tcp_info (linux/tcp.h). Pure.
+//!
+//! The struct has grown with the kernel, 104 octets and more, and never changed otherwise.
+//! So each field is read at its offset, and is None where the kernel's is shorter: on 4.18
+//! (EL8) all up to `delivered_ce`, and what came later says since when.
+
+use crate::net::netlink::{u16_at, u32_at, u64_at};
+
+/// A tcp_info as it came, of whatever length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo<'a>(pub &'a [u8]);
+
+/// Methods that read a field each: what it is, its name, how it is read, where.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $read:ident($at:literal);)*) => {
+        impl TcpInfo<'_> {
+            $($(#[$doc])* pub fn $name(self) -> Option<$type> { $read(self.0, $at) })*
+        }
+    };
+}
+
+fn u8_at(bytes: &[u8], at: usize) -> Option<u8> {
+    bytes.get(at).copied()
+}
+
+fields! {
+    /// State, as of [`super::State`].
+    state: u8 = u8_at(0);
+    /// State of the congestion control: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.
+    ca_state: u8 = u8_at(1);
+    /// Retransmissions of the segment at hand in a row.
+    retransmits: u8 = u8_at(2);
+    /// Unanswered probes of a window of 0 or keep-alive.
+    probes: u8 = u8_at(3);
+    /// By how many doublings the time-out has grown.
+    backoff: u8 = u8_at(4);
+    /// What was negotiated: 1 timestamps, 2 SACK, 4 window scaling, 8 ECN, 16 ECN seen,
+    /// 32 data in the SYN.
+    options: u8 = u8_at(5);
+    /// Retransmission time-out, in us.
+    rto: u32 = u32_at(8);
+    /// Time-out of delayed acknowledgements, in us.
+    ato: u32 = u32_at(12);
+    /// Segment size to the other side, in octets.
+    snd_mss: u32 = u32_at(16);
+    /// Segment size of the other side, as estimated, in octets.
+    rcv_mss: u32 = u32_at(20);
+    /// Segments in flight; of one that listens: connections that wait.
+    unacked: u32 = u32_at(24);
+    /// Segments acknowledged out of order.
+    sacked: u32 = u32_at(28);
+    /// Segments taken for lost.
+    lost: u32 = u32_at(32);
+    /// Retransmitted segments in flight.
+    retrans: u32 = u32_at(36);
+    /// Since data was last sent, in ms.
+    last_data_sent: u32 = u32_at(44);
+    /// Since data last arrived, in ms.
+    last_data_recv: u32 = u32_at(52);
+    /// Since an acknowledgement last arrived, in ms.
+    last_ack_recv: u32 = u32_at(56);
+    /// Path MTU, in octets.
+    pmtu: u32 = u32_at(60);
+    /// Bound of the receive window, in octets.
+    rcv_ssthresh: u32 = u32_at(64);
+    /// Round-trip time, smoothed, in us.
+    rtt: u32 = u32_at(68);
+    /// Its mean deviation, in us.
+    rttvar: u32 = u32_at(72);
+    /// Slow-start threshold, in segments.
+    snd_ssthresh: u32 = u32_at(76);
+    /// Congestion window, in segments.
+    snd_cwnd: u32 = u32_at(80);
+    /// Segment size that was announced, in octets.
+    advmss: u32 = u32_at(84);
+    /// Reordering that is reckoned with, in segments.
+    reordering: u32 = u32_at(88);
+    /// Round-trip time as a receiver estimates it, in us.
+    rcv_rtt: u32 = u32_at(92);
+    /// Space of the receive buffer that is tuned, in octets.
+    rcv_space: u32 = u32_at(96);
+    /// Segments retransmitted so far.
+    total_retrans: u32 = u32_at(100);
+    /// Rate of pacing, in octets per second; all ones: unbounded.
+    pacing_rate: u64 = u64_at(104);
+    /// Its bound; likewise.
+    max_pacing_rate: u64 = u64_at(112);
+    /// Octets acknowledged so far, SYN and FIN counted as one each.
+    bytes_acked: u64 = u64_at(120);
+    /// Octets received so far, the FIN counted as one.
+    bytes_received: u64 = u64_at(128);
+    /// Segments sent so far.
+    segs_out: u32 = u32_at(136);
+    /// Segments received so far.
+    segs_in: u32 = u32_at(140);
+    /// Octets in the send buffer that were not sent yet.
+    notsent_bytes: u32 = u32_at(144);
+    /// Smallest round-trip time lately, in us; all ones: none was measured.
+    min_rtt: u32 = u32_at(148);
+    /// Segments with data received so far.
+    data_segs_in: u32 = u32_at(152);
+    /// Segments with data sent so far.
+    data_segs_out: u32 = u32_at(156);
+    /// Rate of delivery, in octets per second.
+    delivery_rate: u64 = u64_at(160);
+    /// Time in which there was data to send, in us.
+    busy_time: u64 = u64_at(168);
+    /// Of that, limited by the receive window.
+    rwnd_limited: u64 = u64_at(176);
+    /// Of that, limited by the send buffer.
+    sndbuf_limited: u64 = u64_at(184);
+    /// Segments delivered so far, by SACK too.
+    delivered: u32 = u32_at(192);
+    /// Of those, with a mark of congestion.
+    delivered_ce: u32 = u32_at(196);
+    /// Octets of data sent so far, retransmissions included. 4.19.
+    bytes_sent: u64 = u64_at(200);
+    /// Octets of data retransmitted so far. 4.19.
+    bytes_retrans: u64 = u64_at(208);
+    /// Segments that arrived twice at the other side. 4.19.
+    dsack_dups: u32 = u32_at(216);
+    /// Reorderings seen. 4.19.
+    reord_seen: u32 = u32_at(220);
+    /// Segments received out of order. 5.4.
+    rcv_ooopack: u32 = u32_at(224);
+    /// The window that the other side announced, in octets. 5.4.
+    snd_wnd: u32 = u32_at(228);
+    /// The window that was announced to it, in octets. 6.2.
+    rcv_wnd: u32 = u32_at(232);
+    /// Times that another path was tried. 6.2.
+    rehash: u32 = u32_at(236);
+    /// Retransmission time-outs so far. 6.7.
+    total_rto: u16 = u16_at(240);
+    /// Recoveries of those so far. 6.7.
+    total_rto_recoveries: u16 = u16_at(242);
+    /// Time spent in them, in ms. 6.7.
+    total_rto_time: u32 = u32_at(244);
+}
+
+impl TcpInfo<'_> {
+    /// Shifts of the windows, to the other side and from it.
+    pub fn window_scales(self) -> Option<(u8, u8)> {
+        let both = *self.0.get(6)?;
+        // Bit fields: where the first one lies is the architecture's.
+        let (low, high) = (both & 15, both >> 4);
+        Some(if cfg!(target_endian = "little") { (low, high) } else { (high, low) })
+    }
+}

@@ -1,0 +1,188 @@
+//! The plugin's life: look, tell, wait. Runs on the plugin's thread.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{error, info, warn};
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use super::choice::Choice;
+use super::known::Connections;
+use super::scan::Scanner;
+use super::NAME;
+use crate::config::live::Live;
+use crate::config::Section;
+use crate::dispatcher::{Inlet, Refused};
+use crate::error::{Error, Result};
+use crate::part::Context;
+use crate::plugins::Plugin;
+use crate::registry::Names;
+use crate::shutdown::Stop;
+use crate::warn_limited;
+
+/// The pause after a look is at least so many times as long as that took.
+const REST: u32 = 4;
+
+/// The plugin.
+struct Finder {
+    names: Arc<Names>,
+    choice: Choice,
+    scanner: Scanner,
+    connections: Connections,
+    live: Live,
+    figures: Arc<Mutex<Figures>>,
+}
+
+/// For the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    looks: u64,
+    known: usize,
+    tagged: usize,
+    waiting: usize,
+    last: Duration,
+}
+
+pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
+    let names = context.names.clone();
+    let (choice, scanner) = prepare(section, &names)?;
+    if choice.rules.0.is_empty() {
+        warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
+    }
+    let most = context.max_flows as usize;
+    Ok(Box::new(Finder {
+        names,
+        choice,
+        scanner,
+        connections: Connections::new(most),
+        live: Live::new()?,
+        figures: Arc::default(),
+    }))
+}
+
+fn prepare(section: &Section, names: &Names) -> Result<(Choice, Scanner)> {
+    let choice =
+        Choice::read(section, names).map_err(|problems| Error::config(problems.join("; ")))?;
+    let scanner = Scanner::open(&choice)?;
+    Ok((choice, scanner))
+}
+
+impl Finder {
+    /// Takes what the configuration says now, or leaves all as it is.
+    fn obey(&mut self, section: &Section) {
+        match prepare(section, &self.names) {
+            Ok((choice, scanner)) => {
+                (self.choice, self.scanner) = (choice, scanner);
+                self.connections.forget_judgements();
+            }
+            Err(problem) => error!("{NAME}: {problem}; all stays as it was"),
+        }
+    }
+
+    /// Names may mean other ids than before.
+    fn look_up_names(&mut self) {
+        match self.choice.reread(&self.names) {
+            None => {}
+            Some(Ok(choice)) => {
+                self.choice = choice;
+                self.connections.forget_judgements();
+            }
+            Some(Err(problems)) => {
+                self.choice.stay(&self.names);
+                let problems = problems.join("; ");
+                error!("{NAME}: by the registry of now: {problems}; the tags stay as they were");
+            }
+        }
+    }
+
+    /// Looks at all connections and tells of what is different.
+    fn look(&mut self, out: &Inlet) -> std::result::Result<(), Refused> {
+        self.look_up_names();
+        let begin = Instant::now();
+        self.scanner.look(&self.choice, &mut self.connections);
+        let untold = self.connections.untold();
+        let told = self.tell(out, &untold);
+        let (known, tagged) = self.connections.count();
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        if figures.looks == 0 && tagged > 0 {
+            info!(
+                "{NAME}: found {tagged} connections that were open already; their flows begin now"
+            );
+        }
+        let (looks, waiting) = (figures.looks + 1, self.connections.waiting);
+        *figures = Figures { looks, known, tagged, waiting, last: begin.elapsed() };
+        told
+    }
+
+    fn tell(
+        &mut self,
+        out: &Inlet,
+        untold: &[crate::flow::FlowId],
+    ) -> std::result::Result<(), Refused> {
+        match self.connections.tell(out, untold) {
+            Err(refused @ Refused::Full { events, .. }) => {
+                warn_limited!("{NAME}: cannot open {events} flows: {refused}; they wait for room");
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    /// Works until `stop` says so.
+    fn work(&mut self, out: &Inlet, stop: &Stop) -> Result<()> {
+        loop {
+            let begin = Instant::now();
+            if self.look(out).is_err() {
+                // The daemon stops.
+                return Ok(());
+            }
+            let took = begin.elapsed();
+            let next = begin + self.choice.period.max(took * (REST + 1));
+            loop {
+                let patience = next.saturating_duration_since(Instant::now());
+                // A poll that ends early does no harm, but many of them would.
+                let patience = PollTimeout::try_from(patience + Duration::from_millis(1));
+                let mut fds = [
+                    PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.live.as_fd(), PollFlags::POLLIN),
+                ];
+                match poll(&mut fds, patience.unwrap_or(PollTimeout::MAX)) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return Err(Error::os("cannot poll", error)),
+                }
+                if fds[0].any().unwrap_or(true) {
+                    return Ok(());
+                }
+                if let Some(section) = self.live.take() {
+                    self.obey(&section);
+                    break;
+                }
+                if Instant::now() >= next {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Plugin for Finder {
+    fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
+        let figures = self.figures.clone();
+        out.report_with(Box::new(move || {
+            let Figures { looks, known, tagged, waiting, last } =
+                *figures.lock().unwrap_or_else(PoisonError::into_inner);
+            info!(
+                "{NAME}: {looks} looks, the last took {} us: {known} connections, {tagged} of them \
+                 told as flows, {waiting} waiting for room in the flow table",
+                last.as_micros()
+            );
+        }));
+        self.work(&out.for_what_is_found(), &stop)
+    }
+
+    fn live(&self) -> Option<Live> {
+        Some(self.live.clone())
+    }
+}

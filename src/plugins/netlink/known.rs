@@ -1,0 +1,237 @@
+//! The connections that are known: which are new, which are gone, and what of them the
+//! dispatcher was told. Used by the plugin's thread.
+//!
+//! It goes in rounds. In each, all connections are seen that are there; which of them are
+//! news is judged then, and what was not seen is asked for by name before it counts as
+//! gone. Connections may be reported between two rounds as well; the next one confirms
+//! them.
+
+use std::collections::HashMap;
+use std::mem::take;
+
+use super::choice::Connection;
+use crate::dispatcher::{Inlet, Refused};
+use crate::flow::{FlowEvent, FlowId, FlowState, Tag};
+
+/// How many starts are sent at once.
+const BATCH: usize = 512;
+
+/// How often a connection is judged again of which a fact could not be found. (The
+/// process that has it may only just have got it.)
+const RETRIES: u8 = 3;
+
+/// A connection. There may be 50,000 of them, so it is small.
+#[derive(Debug)]
+struct Known {
+    cookie: u64,
+    /// What the rules say.
+    tag: Option<Tag>,
+    /// What the dispatcher was told: a start with that tag, and no end.
+    told: Option<Tag>,
+    /// The last round in which it was seen.
+    round: u8,
+    /// By which rules it was judged.
+    epoch: u8,
+    /// How often it is still to be judged again.
+    retries: u8,
+}
+
+/// What a judge found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// Its tag.
+    Tag(Tag),
+    /// It gets none, and to find that out costs nothing.
+    Nothing,
+    /// It gets none, which is to be remembered since it was costly to find out.
+    RememberNothing,
+    /// It gets none as far as can be said now.
+    NothingYet,
+    /// Nobody has the socket yet: ask again in the next round.
+    Undecided,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Connections {
+    all: HashMap<FlowId, Known>,
+    /// Those seen in this round that have to be judged.
+    news: Vec<Connection>,
+    /// Those that are over, whose end was not told yet.
+    over: Vec<(FlowId, Tag)>,
+    round: u8,
+    epoch: u8,
+    /// How many starts are sent next.
+    batch: usize,
+    /// How many starts the flow table has no room for.
+    pub(super) waiting: usize,
+    /// How many connections without a tag are remembered at the most.
+    most: usize,
+}
+
+impl Connections {
+    /// None yet. Up to `most` will be remembered.
+    pub(super) fn new(most: usize) -> Self {
+        Connections {
+            all: HashMap::new(),
+            news: Vec::new(),
+            over: Vec::new(),
+            round: 0,
+            epoch: 0,
+            batch: BATCH,
+            waiting: 0,
+            most,
+        }
+    }
+
+    /// How many are known, and how many of them have a tag that was told.
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.all.len(), self.all.values().filter(|known| known.told.is_some()).count())
+    }
+
+    /// All of them are to be judged again.
+    pub(super) fn forget_judgements(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Begins a round.
+    pub(super) fn begin_round(&mut self) {
+        self.round = self.round.wrapping_add(1);
+        self.news.clear();
+    }
+
+    /// The connection is there.
+    pub(super) fn see(&mut self, connection: &Connection) {
+        if let Some(known) = self.all.get_mut(&connection.id) {
+            if known.cookie == connection.cookie {
+                known.round = self.round;
+                if known.epoch == self.epoch && known.retries == 0 {
+                    return;
+                }
+            }
+        }
+        self.news.push(*connection);
+    }
+
+    /// Those that were seen in this round and have to be judged.
+    pub(super) fn news(&mut self) -> Vec<Connection> {
+        let Connections { all, news, round, .. } = self;
+        let mut news = take(news);
+        // UDP may have several sockets of the same ends: the one that is known counts.
+        news.retain(|new| {
+            let known = all.get(&new.id);
+            known.is_none_or(|known| known.cookie == new.cookie || known.round != *round)
+        });
+        news
+    }
+
+    /// Takes what was found of a connection that is there.
+    pub(super) fn judged(&mut self, connection: &Connection, finding: Finding) {
+        let id = connection.id;
+        let tag = match finding {
+            Finding::Undecided => return,
+            Finding::Tag(tag) => Some(tag),
+            _ => None,
+        };
+        let mut told = None;
+        let mut retries = RETRIES;
+        if let Some(known) = self.all.remove(&id) {
+            if known.cookie == connection.cookie && (tag.is_some() || known.told.is_none()) {
+                told = known.told;
+                if known.epoch == self.epoch {
+                    retries = known.retries.saturating_sub(1);
+                }
+            } else if let Some(told) = known.told {
+                self.over.push((id, told));
+            }
+        }
+        let remember = match finding {
+            Finding::Tag(_) => true,
+            Finding::RememberNothing | Finding::NothingYet => self.all.len() < self.most,
+            Finding::Nothing | Finding::Undecided => false,
+        };
+        if remember {
+            if finding != Finding::NothingYet {
+                retries = 0;
+            }
+            let Connections { round, epoch, .. } = *self;
+            let cookie = connection.cookie;
+            self.all.insert(id, Known { cookie, tag, told, round, epoch, retries });
+        }
+    }
+
+    /// Those that were not seen in this round although they are known, with their
+    /// cookies. Those without a tag are forgotten.
+    pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64)> {
+        let round = self.round;
+        self.all.retain(|_, known| known.round == round || known.told.is_some());
+        let unseen = self.all.iter().filter(|(_, known)| known.round != round);
+        unseen.map(|(id, known)| (*id, known.cookie)).collect()
+    }
+
+    /// The connection is over.
+    pub(super) fn gone(&mut self, id: &FlowId, cookie: u64) {
+        if self.all.get(id).is_some_and(|known| known.cookie == cookie) {
+            if let Some(tag) = self.all.remove(id).and_then(|known| known.told) {
+                self.over.push((*id, tag));
+            }
+        }
+    }
+
+    /// A table that was once large does not stay so for good.
+    pub(super) fn give_memory_back(&mut self) {
+        if self.all.capacity() > 4096 && self.all.len() < self.all.capacity() / 8 {
+            self.all.shrink_to(self.all.len() * 2);
+        }
+    }
+
+    /// Those of which the dispatcher does not know what the rules say.
+    pub(super) fn untold(&self) -> Vec<FlowId> {
+        let untold = self.all.iter().filter(|(_, known)| known.tag != known.told);
+        untold.map(|(id, _)| *id).collect()
+    }
+
+    /// Tells the dispatcher of the ends, and of the starts of `untold` as far as there is
+    /// room for them. What is refused is `waiting`, and tried again when this is called
+    /// again.
+    pub(super) fn tell(&mut self, out: &Inlet, untold: &[FlowId]) -> Result<(), Refused> {
+        let ends = take(&mut self.over);
+        out.send_each(ends.iter().map(|(id, tag)| event(FlowState::End, *id, *tag)).collect())?;
+        let mut rest = untold;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.batch.min(rest.len()));
+            let tag = |id: &FlowId| Some((*id, self.all.get(id)?.tag?));
+            let starts = now.iter().filter_map(tag);
+            let starts = starts.map(|(id, tag)| event(FlowState::Start, id, tag)).collect();
+            match out.send_all(starts) {
+                Ok(()) => {
+                    for id in now {
+                        if let Some(known) = self.all.get_mut(id) {
+                            known.told = known.tag;
+                        }
+                    }
+                    rest = later;
+                    self.batch = (self.batch * 2).min(BATCH);
+                }
+                // Which of them it was is not said.
+                Err(Refused::Full { .. }) if now.len() > 1 => self.batch = now.len() / 2,
+                Err(Refused::Full { limit, .. }) => {
+                    self.batch = 1;
+                    self.waiting = rest.len();
+                    return Err(Refused::Full { events: rest.len(), limit });
+                }
+                Err(Refused::Stopping) => return Err(Refused::Stopping),
+            }
+        }
+        self.waiting = 0;
+        Ok(())
+    }
+}
+
+fn event(state: FlowState, id: FlowId, tag: Tag) -> FlowEvent {
+    FlowEvent { state, id, tag, time: None, application: None, usage: None }
+}
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+//! Rounds of connections, and what the dispatcher is told of them.
+
+use std::collections::BTreeMap;
+use std::thread::JoinHandle;
+
+use super::*;
+use crate::dispatcher::Dispatcher;
+use crate::entropy::EntropyKey;
+use crate::flow::Protocol;
+
+fn connection(port: u16, cookie: u64) -> Connection {
+    let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
+    let dst = "[2001:db8::2]:1094".parse().unwrap();
+    let id = FlowId::new(Protocol::Tcp, src, dst).unwrap();
+    Connection { id, cookie, inode: 7, uid: Some(0), cgroup: None }
+}
+
+fn tag(activity: u64) -> Tag {
+    Tag::new(2, activity).unwrap()
+}
+
+/// A dispatcher, and what is known of connections.
+struct Rig {
+    connections: Connections,
+    out: Inlet,
+    other: Inlet,
+    hub: Option<JoinHandle<()>>,
+}
+
+impl Rig {
+    fn new(room: u32) -> Self {
+        let (dispatcher, inlet) = Dispatcher::new(room, EntropyKey::of_this_boot());
+        let hub = std::thread::spawn(|| dispatcher.run());
+        let out = inlet.for_source("netlink").for_what_is_found();
+        let other = inlet.for_source("api");
+        Rig { connections: Connections::new(100), out, other, hub: Some(hub) }
+    }
+
+    /// A round in which these are there, of which news are judged by port; what is
+    /// looked up by name is there only if it is in `hidden`. Returns how many were judged.
+    fn round(
+        &mut self,
+        there: &[Connection],
+        hidden: &[Connection],
+        judge: impl Fn(u16) -> Finding,
+    ) -> usize {
+        let connections = &mut self.connections;
+        connections.begin_round();
+        there.iter().for_each(|connection| connections.see(connection));
+        let mut judged = 0;
+        let mut judge_all = |connections: &mut Connections| {
+            for new in connections.news() {
+                judged += 1;
+                connections.judged(&new, judge(new.id.src().port()));
+            }
+        };
+        judge_all(connections);
+        for (id, cookie) in connections.unseen() {
+            match hidden.iter().find(|hidden| (hidden.id, hidden.cookie) == (id, cookie)) {
+                Some(connection) => connections.see(connection),
+                None => connections.gone(&id, cookie),
+            }
+        }
+        judge_all(connections);
+        let untold = connections.untold();
+        let _ = connections.tell(&self.out, &untold);
+        judged
+    }
+
+    /// The open flows: activities and starts by port.
+    fn flows(&self) -> BTreeMap<u16, (u8, u64)> {
+        let flows = self.out.flows().unwrap().into_iter();
+        flows.map(|flow| (flow.id.src().port(), (flow.tag.activity(), flow.start.0))).collect()
+    }
+
+    fn activities(&self) -> Vec<(u16, u8)> {
+        self.flows().into_iter().map(|(port, (activity, _))| (port, activity)).collect()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let (_, nowhere) = Dispatcher::new(1, EntropyKey::of_this_boot());
+        (self.out, self.other) = (nowhere.clone(), nowhere);
+        self.hub.take().unwrap().join().unwrap();
+    }
+}
+
+fn by_parity(port: u16) -> Finding {
+    if port % 2 == 0 {
+        Finding::Tag(tag(16))
+    } else {
+        Finding::Nothing
+    }
+}
+
+#[test]
+fn what_is_there_is_told_once_and_what_is_gone_is_ended() {
+    let mut rig = Rig::new(100);
+    let all: Vec<_> = (1..=6).map(|port| connection(port, port.into())).collect();
+    assert_eq!(rig.round(&all, &[], by_parity), 6);
+    assert_eq!(rig.activities(), [(2, 16), (4, 16), (6, 16)]);
+    let before = rig.flows();
+    // Those that cost nothing to judge are judged again, the others are known.
+    assert_eq!(rig.round(&all, &[], by_parity), 3);
+    // One that a dump lacks is asked for by name.
+    assert_eq!(rig.round(&all[..4], &all[5..], by_parity), 2);
+    assert_eq!(rig.flows(), before, "nothing was told twice");
+    assert_eq!(rig.round(&all[..2], &[], by_parity), 1);
+    assert_eq!(rig.activities(), [(2, 16)]);
+    assert_eq!(rig.connections.count(), (1, 1));
+}
+
+#[test]
+fn a_socket_with_the_ends_of_another_is_a_new_flow() {
+    let mut rig = Rig::new(100);
+    rig.round(&[connection(2, 1)], &[], by_parity);
+    let before = rig.flows()[&2];
+    while crate::flow::Timestamp::now().0 == before.1 {}
+    assert_eq!(rig.round(&[connection(2, 9)], &[], by_parity), 1);
+    assert!(rig.flows()[&2].1 > before.1, "it began anew");
+    // Two at a time, as UDP may have: the known one counts, in whatever order.
+    let now = rig.flows();
+    for there in [[connection(2, 9), connection(2, 10)], [connection(2, 10), connection(2, 9)]] {
+        assert_eq!(rig.round(&there, &[], by_parity), 0);
+        assert_eq!(rig.flows(), now);
+    }
+}
+
+#[test]
+fn what_was_costly_is_remembered_and_what_is_open_is_asked_again() {
+    let mut rig = Rig::new(100);
+    let one = [connection(2, 1)];
+    assert_eq!(rig.round(&one, &[], |_| Finding::RememberNothing), 1);
+    assert_eq!(rig.round(&one, &[], by_parity), 0, "it is remembered");
+    rig.connections.forget_judgements();
+    for _ in 0..5 {
+        assert_eq!(rig.round(&one, &[], |_| Finding::Undecided), 1);
+    }
+    rig.connections.forget_judgements();
+    let judged: Vec<_> = (0..6).map(|_| rig.round(&one, &[], |_| Finding::NothingYet)).collect();
+    assert_eq!(judged, [1, 1, 1, 1, 0, 0]);
+    assert_eq!(rig.flows().len(), 0);
+    // Gone: it is not remembered for ever.
+    rig.round(&[], &[], by_parity);
+    assert_eq!(rig.connections.count(), (0, 0));
+}
+
+#[test]
+fn other_rules_retag_and_end() {
+    let mut rig = Rig::new(100);
+    let all = [connection(2, 1), connection(4, 2), connection(5, 3), connection(8, 4)];
+    rig.round(&all, &[], by_parity);
+    rig.connections.forget_judgements();
+    let other = |port| match port {
+        2 => Finding::Tag(tag(15)),
+        5 => Finding::Tag(tag(1)),
+        8 => Finding::Tag(tag(16)),
+        _ => Finding::Nothing,
+    };
+    let before = rig.flows()[&8];
+    // The last one is not listed, since the kernel filters by the new rules.
+    assert_eq!(rig.round(&all[..3], &all[3..], other), 4);
+    assert_eq!(rig.activities(), [(2, 15), (5, 1), (8, 16)]);
+    assert_eq!(rig.flows()[&8], before);
+}
+
+#[test]
+fn what_the_table_has_no_room_for_waits_and_is_tried_again() {
+    let mut rig = Rig::new(10);
+    let all: Vec<_> = (1..=40).map(|port| connection(port * 2, port.into())).collect();
+    rig.round(&all, &[], by_parity);
+    assert_eq!((rig.flows().len(), rig.connections.waiting), (10, 30));
+    // Room for some more.
+    let open: Vec<u16> = rig.flows().into_keys().collect();
+    let left: Vec<_> =
+        all.iter().filter(|one| !open[..4].contains(&one.id.src().port())).copied().collect();
+    rig.round(&left, &[], by_parity);
+    assert_eq!((rig.flows().len(), rig.connections.waiting), (10, 26));
+    rig.round(&left[..8], &[], by_parity);
+    rig.round(&left[..8], &[], by_parity);
+    assert_eq!((rig.flows().len(), rig.connections.waiting), (8, 0));
+}
+
+#[test]
+fn what_was_told_counts_more_than_what_was_found() {
+    let mut rig = Rig::new(10);
+    let told = |state, activity| vec![event(state, connection(2, 1).id, tag(activity))];
+    // Told first, or found first.
+    for found_first in [false, true] {
+        if found_first {
+            rig.round(&[connection(2, 1)], &[], by_parity);
+        }
+        rig.other.send_all(told(FlowState::Start, 1)).unwrap();
+        rig.round(&[connection(2, 1)], &[], by_parity);
+        assert_eq!(rig.activities(), [(2, 1)]);
+        // The socket goes, but who told of the flow has not ended it.
+        rig.round(&[], &[], by_parity);
+        assert_eq!(rig.activities(), [(2, 1)]);
+        rig.other.send_all(told(FlowState::End, 1)).unwrap();
+        assert_eq!(rig.activities(), []);
+    }
+}

@@ -1,0 +1,244 @@
+//! A look at all sockets (sock_diag(7)): one dump per protocol and family, whatever
+//! the number of connections. Runs on the plugin's thread; owns its netlink socket, and what
+//! it takes to find the facts that rules need.
+
+use std::collections::HashMap;
+
+use nix::errno::Errno;
+
+use super::choice::{Choice, Connection};
+use super::known::{Connections, Finding};
+use super::NAME;
+use crate::error::Result;
+use crate::flow::Protocol;
+use crate::net::addresses::Local;
+use crate::net::cgroups::Cgroups;
+use crate::net::processes::Processes;
+use crate::net::sock_diag::{Diag, Family, Filter, Query, Socket, State, States};
+use crate::rules::{Fact, Need, Subject, Verdict};
+use crate::warn_limited;
+
+/// In which a connection is open: data may leave this host. A request that nobody has
+/// answered (SYN-RECV) is none yet: anybody can make those.
+const OPEN: &[State] = &[
+    State::SYN_SENT,
+    State::ESTABLISHED,
+    State::FIN_WAIT_1,
+    State::FIN_WAIT_2,
+    State::CLOSE_WAIT,
+    State::CLOSING,
+    State::LAST_ACK,
+];
+
+/// Looks for connections.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    diag: Diag,
+    filter: Option<Filter>,
+    facts: Facts,
+}
+
+/// What the rules may need to know of a socket.
+#[derive(Debug)]
+struct Facts {
+    local: Local,
+    cgroups: Option<Cgroups>,
+    processes: Option<Processes>,
+    /// Of this round: the names of the processes that have a socket, by its inode.
+    commands: HashMap<u32, Vec<Box<str>>>,
+}
+
+impl Scanner {
+    /// What it takes to look by that choice.
+    ///
+    /// # Errors
+    /// The system refuses, or does not know facts that the rules need.
+    pub(super) fn open(choice: &Choice) -> Result<Self> {
+        let needed = |need| choice.rules.may_need(need);
+        let facts = Facts {
+            local: Local::default(),
+            cgroups: needed(Need::Cgroup).then(Cgroups::find).transpose()?,
+            processes: needed(Need::Command).then(Processes::open).transpose()?,
+            commands: HashMap::new(),
+        };
+        Ok(Scanner { diag: Diag::open()?, filter: choice.filter(), facts })
+    }
+
+    /// A round: looks at all connections, and judges those that are new.
+    pub(super) fn look(&mut self, choice: &Choice, connections: &mut Connections) {
+        connections.begin_round();
+        if let Some(cgroups) = &mut self.facts.cgroups {
+            cgroups.begin_round();
+        }
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            if choice.wants(protocol) {
+                Family::ALL.into_iter().for_each(|family| {
+                    self.dump(protocol, family, connections);
+                });
+            }
+        }
+        self.judge_all(choice, connections);
+        // A dump may lack what is there.
+        for (id, cookie) in connections.unseen() {
+            let mut found = None;
+            let is_there = self.diag.look_up(&id, cookie, 0, |socket| found = connection(socket));
+            match (is_there, found) {
+                (Ok(_), Some(connection)) => connections.see(&connection),
+                (Ok(_), None) => connections.gone(&id, cookie),
+                // Then it cannot be said.
+                (Err(failure), _) => {
+                    warn_limited!("{NAME}: cannot look for {id}: {}", failure.text);
+                    break;
+                }
+            }
+        }
+        // Of those some may not match any more.
+        self.judge_all(choice, connections);
+        connections.give_memory_back();
+    }
+
+    fn dump(&mut self, protocol: Protocol, family: Family, connections: &mut Connections) {
+        let states = match protocol {
+            Protocol::Tcp => States::of(OPEN),
+            Protocol::Udp => States::of(&[State::ESTABLISHED]),
+        };
+        loop {
+            let filter = self.filter.as_ref();
+            let query = Query { protocol, family, states, extensions: 0, filter };
+            let outcome = self.diag.dump(&query, |socket| {
+                if let Some(connection) = connection(socket) {
+                    connections.see(&connection);
+                }
+            });
+            match outcome {
+                // What was not told is asked for by name.
+                Ok(_) => return,
+                Err(failure) if failure.errno == Errno::EINVAL && self.filter.is_some() => {
+                    log::debug!("{NAME}: the kernel does not filter sockets: {}", failure.text);
+                    self.filter = None;
+                }
+                Err(failure) => {
+                    warn_limited!("{NAME}: cannot list sockets of {protocol}: {}", failure.text);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Judges what is new in this round.
+    fn judge_all(&mut self, choice: &Choice, connections: &mut Connections) {
+        let news = connections.news();
+        let mut nameless = Vec::new();
+        for new in news {
+            match self.facts.judge(choice, &new, Fact::Open) {
+                Ok(finding) => connections.judged(&new, finding),
+                Err(Need::Command) if new.inode != 0 => nameless.push(new),
+                // Nobody has it yet.
+                Err(_) => connections.judged(&new, Finding::Undecided),
+            }
+        }
+        if nameless.is_empty() {
+            return;
+        }
+        self.facts.find_commands(&nameless);
+        for new in nameless {
+            let commands = self.facts.commands.remove(&new.inode);
+            let found = commands.is_some();
+            let commands = commands.unwrap_or_default();
+            let fact = if found { Fact::Known(&commands[..]) } else { Fact::Unknown };
+            let finding = match self.facts.judge(choice, &new, fact) {
+                Ok(Finding::Nothing | Finding::RememberNothing) if !found => Finding::NothingYet,
+                Ok(Finding::Nothing) => Finding::RememberNothing,
+                Ok(finding) => finding,
+                Err(_) => Finding::Undecided,
+            };
+            connections.judged(&new, finding);
+        }
+    }
+
+    /// Judges a connection that was reported, as far as that can be done at once.
+    #[allow(dead_code)]
+    pub(super) fn judge(
+        &mut self,
+        choice: &Choice,
+        new: &Connection,
+        command: Option<Box<str>>,
+    ) -> Finding {
+        let commands: Vec<_> = command.into_iter().collect();
+        let fact = if commands.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
+        self.facts.judge(choice, new, fact).unwrap_or(Finding::Undecided)
+    }
+}
+
+impl Facts {
+    /// What the rules say of a connection; Err: that takes a fact that is open.
+    fn judge(
+        &mut self,
+        choice: &Choice,
+        connection: &Connection,
+        command: Fact<&[Box<str>]>,
+    ) -> std::result::Result<Finding, Need> {
+        let Facts { local, cgroups, .. } = self;
+        let mut subject = Subject {
+            protocol: connection.id.protocol(),
+            local: connection.id.src(),
+            remote: connection.id.dst(),
+            uid: connection.uid.map_or(Fact::Open, Fact::Known),
+            cgroup: Fact::Open,
+            command,
+        };
+        let mut verdict = choice.judge(&subject, local);
+        let mut costly = false;
+        if verdict == Verdict::Depends(Need::Cgroup) {
+            // A socket that nobody has may not have got its group yet.
+            let Some(id) = connection.cgroup else { return Err(Need::Cgroup) };
+            costly = true;
+            subject.cgroup = Fact::found(cgroups.as_mut().and_then(|known| known.path(id)));
+            verdict = choice.judge(&subject, local);
+        }
+        match verdict {
+            Verdict::Tag(tag) => Ok(Finding::Tag(tag)),
+            Verdict::None if costly => Ok(Finding::RememberNothing),
+            Verdict::None => Ok(Finding::Nothing),
+            Verdict::Depends(need) => Err(need),
+        }
+    }
+
+    /// Finds out which processes have these sockets.
+    fn find_commands(&mut self, nameless: &[Connection]) {
+        let Facts { processes, commands, .. } = self;
+        commands.clear();
+        let wanted: std::collections::HashSet<u32> =
+            nameless.iter().map(|connection| connection.inode).collect();
+        let Some(processes) = processes else { return };
+        let outcome = processes.each(|holder| {
+            if wanted.contains(&holder.inode) {
+                let name = String::from_utf8_lossy(holder.command);
+                let names = commands.entry(holder.inode).or_default();
+                if !names.iter().any(|known| **known == *name) {
+                    names.push(name.into());
+                }
+            }
+        });
+        if let Err(error) = outcome {
+            warn_limited!("{NAME}: cannot find out which process has a socket: {error}");
+        }
+    }
+}
+
+/// The connection of a socket, if it has one that is open.
+fn connection(socket: &Socket<'_>) -> Option<Connection> {
+    let State(state) = socket.state;
+    let open = OPEN.contains(&State(state));
+    // What is left of a connection waits in this state as well.
+    if !open || socket.state == State::FIN_WAIT_2 && socket.inode == 0 {
+        return None;
+    }
+    Some(Connection {
+        id: socket.flow().ok()?,
+        cookie: socket.cookie,
+        inode: socket.inode,
+        uid: (socket.inode != 0).then_some(socket.uid),
+        cgroup: socket.cgroup(),
+    })
+}
