@@ -14,6 +14,7 @@ mod packets;
 mod paths;
 mod privilege;
 mod rig;
+mod rules;
 mod stacks;
 mod watch;
 mod xrootd;

@@ -5,7 +5,7 @@
 use std::io;
 
 use crate::config::Section;
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use crate::flow::{Protocol, Tag};
 use crate::net::ports::PortRange;
 use crate::net::prefix::Prefix;
@@ -21,7 +21,10 @@ use crate::sys::bpf::{Map, Object};
 pub(super) fn read(section: &Section, names: &Names) -> Result<Vec<Rule>> {
     let path = format!("{}.rules", section.path());
     let rules = Rules::read(&path, section.rules("rules"), names);
-    let rules = rules.map_err(|problems| Error::config(problems.join("; "))).at("rules")?;
+    let rules = rules.map_err(|problems| {
+        let problems: Vec<_> = problems.iter().map(|problem| format!("rules{problem}")).collect();
+        Error::config(problems.join("; "))
+    })?;
     Ok(entries(&rules))
 }
 

@@ -63,3 +63,77 @@ fn the_map_follows_the_events() {
         marker.apply(&[end(&ipv4)]);
     });
 }
+
+/// Three sets of rules that follow each other in two tables; whoever sees parts of two of
+/// them meets a tag that none of them gives.
+#[test]
+fn a_packet_sees_the_rules_before_a_change_or_after_it() {
+    use crate::sys::abi::{Rule, MAX_RULES, RULE_OTHER, RULE_TCP};
+    in_namespace(|| {
+        let rule = |activity, classes| {
+            let tag = Tag::new(2, activity).unwrap();
+            let (label, activity) = (tag.label(0), tag.activity());
+            let (local_last, remote_last) = (u16::MAX, u16::MAX);
+            Rule {
+                label,
+                activity,
+                classes,
+                experiment: 2,
+                local_last,
+                remote_last,
+                ..Rule::default()
+            }
+        };
+        let set = |place: usize, activity| {
+            let mut rules = vec![rule(63, RULE_OTHER); place];
+            rules.push(rule(activity, RULE_TCP));
+            rules.resize(MAX_RULES, rule(63, RULE_TCP));
+            rules
+        };
+        let sets = [set(0, 1), set(MAX_RULES - 1, 2), set(MAX_RULES / 2, 3)];
+        // Ethernet, IPv6 and TCP of nobody's.
+        let mut frame = vec![0; 14 + 40 + 20];
+        frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+        (frame[19], frame[20]) = (20, 6);
+        let mut marker = marker(&[]).unwrap();
+        let Marker { follower, rules, .. } = &mut marker;
+        let program = follower.as_ref().unwrap().programs().object().program("marker_eth").unwrap();
+        rules.set(&sets[0]).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = [0; 64];
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let out = program.test_run(&frame, None, 1).unwrap().packet;
+                    let label = u32::from_be_bytes(out[14..18].try_into().unwrap()) & 0xf_ffff;
+                    seen[Tag::from_label(label).map_or(0, |tag| usize::from(tag.activity()))] += 1;
+                }
+                seen
+            });
+            for round in 1..2000 {
+                rules.set(&sets[round % 3]).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            watcher.join().unwrap()
+        });
+        assert!(seen[1] > 0 && seen[2] > 0 && seen[3] > 0, "{seen:?}");
+        assert_eq!(seen.iter().sum::<u32>() - seen[0], seen[1] + seen[2] + seen[3], "{seen:?}");
+    });
+}
+
+#[test]
+fn the_tag_of_everything_comes_before_that_of_the_newest_flow() {
+    in_namespace(|| {
+        let mut marker = marker(&[("matchAll", Value::Bool(true))]).unwrap();
+        let one = flow("[2001:db8::1]:1", 1);
+        let tag = Tag::new(1, 2).unwrap();
+        marker.apply(&[start(&one), Event::Everything(Some(tag))]);
+        assert_eq!(marker.rules.last(), Some(tag));
+        marker.apply(&[end(&one), start(&one)]);
+        assert_eq!(marker.rules.last(), Some(tag));
+        marker.apply(&[Event::Everything(None)]);
+        assert_eq!(marker.rules.last(), Some(one.tag));
+        marker.apply(&[end(&one)]);
+        assert_eq!(marker.rules.last(), None);
+    });
+}
