@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What user space and the marker's programs share: map keys and values, the
- * settings, the reasons. Mirrored in src/sys/abi.rs, where a test reads this
+ * What user space and the programs share: map keys and values, the settings, the
+ * reasons. Mirrored in src/sys/abi.rs, where a test reads this
  * file and compares.
  *
  * Fixed width, explicit padding, a size assertion each. Fields in network order
@@ -128,5 +128,61 @@ struct socket_holder {
 	char command[16];	/* of that process; ends in a NUL */
 };
 _Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
+
+/* connection.change */
+#define CONNECTION_OPENED 1	/* before the first packet of ours has left */
+#define CONNECTION_ESTABLISHED 2
+#define CONNECTION_CLOSED 3
+
+/* connection.flags */
+#define CONNECTION_PASSIVE 1	/* the other end has opened it */
+#define CONNECTION_HAS_OWNER 2	/* uid is known, and cgroup if it is not 0 */
+
+/* A record of ring buffer "reports" of connections.bpf.c. */
+struct connection {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 cookie;		/* of the socket: SO_COOKIE */
+	__u64 cgroup;		/* number of the socket's; 0: unknown */
+	__u8 local[16];		/* IPv4 as IPv4-mapped IPv6 */
+	__u8 remote[16];
+	__be16 local_port;
+	__be16 remote_port;
+	__u32 uid;		/* of the socket */
+	__u32 pid;		/* of the process that opens it; 0: unknown */
+	__u8 change;		/* CONNECTION_OPENED ... */
+	__u8 flags;		/* CONNECTION_PASSIVE ... */
+	__u8 pad[2];		/* zero */
+	char command[16];	/* of that process; ends in a NUL */
+};
+_Static_assert(sizeof(struct connection) == 88, "connection");
+
+/* Ports in host order; both ends of a range belong to it. */
+struct port_ranges {
+	__u16 local_first;
+	__u16 local_last;
+	__u16 remote_first;
+	__u16 remote_last;
+};
+_Static_assert(sizeof(struct port_ranges) == 8, "port_ranges");
+
+#define PORT_RANGES 16
+
+/*
+ * Map "filter" of connections.bpf.c: array of one. A connection is reported if
+ * its ports are in one of the ranges, or if there are none.
+ */
+struct connection_filter {
+	__u32 count;		/* of the ranges */
+	__u32 no_loopback;	/* 1: none from or to 127.0.0.0/8 and ::1 */
+	struct port_ranges ranges[PORT_RANGES];
+};
+_Static_assert(sizeof(struct connection_filter) == 8 + 8 * PORT_RANGES, "connection_filter");
+
+/* Section ".rodata.here": whose connections are reported, chosen before load. */
+struct network_namespace {
+	__u64 cookie;		/* SO_NETNS_COOKIE; 0: the kernel has no such helper */
+	__u64 inode;		/* of /proc/self/ns/net; looked at in that case */
+};
+_Static_assert(sizeof(struct network_namespace) == 16, "network_namespace");
 
 #endif

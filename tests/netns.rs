@@ -4,9 +4,11 @@
 //! is counted and has to be marked, none may be missing.
 
 mod bulk;
+mod connections;
 mod firefly;
 mod harness;
 mod interfaces;
+mod iperf3;
 mod life;
 mod listener;
 mod odd;

@@ -263,6 +263,98 @@ pub struct SocketHolder {
 // C compiler for the offsets); each may have any value.
 unsafe impl Plain for SocketHolder {}
 
+/// `struct connection`: a record of ring buffer `reports` of bpf/connections.bpf.c.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionReport {
+    /// When: CLOCK_MONOTONIC, in nanoseconds.
+    pub time: u64,
+    /// The socket's cookie (SO_COOKIE).
+    pub cookie: u64,
+    /// The number of the socket's control group; 0: unknown.
+    pub cgroup: u64,
+    /// Local address, in network order; IPv4 as IPv4-mapped IPv6.
+    pub local: [u8; 16],
+    /// Remote address, likewise.
+    pub remote: [u8; 16],
+    /// Local port, in network order.
+    pub local_port: [u8; 2],
+    /// Remote port, in network order.
+    pub remote_port: [u8; 2],
+    /// The socket's user.
+    pub uid: u32,
+    /// The process that opens it; 0: unknown.
+    pub pid: u32,
+    /// `CONNECTION_OPENED` and the like.
+    pub change: u8,
+    /// `CONNECTION_PASSIVE` and the like.
+    pub flags: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+    /// The command of that process; ends in a NUL.
+    pub command: [u8; 16],
+}
+// SAFETY: integers and bytes that fill 88 octets without a gap (the test below asks the
+// C compiler for the offsets); each may have any value.
+unsafe impl Plain for ConnectionReport {}
+
+/// `CONNECTION_OPENED`: the first packet has not left yet.
+pub const CONNECTION_OPENED: u8 = 1;
+/// `CONNECTION_ESTABLISHED`.
+pub const CONNECTION_ESTABLISHED: u8 = 2;
+/// `CONNECTION_CLOSED`.
+pub const CONNECTION_CLOSED: u8 = 3;
+/// `CONNECTION_PASSIVE`: a flag: the other end has opened it.
+pub const CONNECTION_PASSIVE: u8 = 1;
+/// `CONNECTION_HAS_OWNER`: a flag: `uid` is known.
+pub const CONNECTION_HAS_OWNER: u8 = 2;
+
+/// `struct port_ranges`: of both ends of a connection, in host order; both ends of a
+/// range belong to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortRanges {
+    /// Lowest local port.
+    pub local_first: u16,
+    /// Highest local port.
+    pub local_last: u16,
+    /// Lowest remote port.
+    pub remote_first: u16,
+    /// Highest remote port.
+    pub remote_last: u16,
+}
+// SAFETY: four integers of the same size.
+unsafe impl Plain for PortRanges {}
+
+/// `PORT_RANGES`: the most that a filter has.
+pub const PORT_RANGES: usize = 16;
+
+/// `struct connection_filter`: the value of map `filter`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionFilter {
+    /// How many of the ranges count; 0: all ports are wanted.
+    pub count: u32,
+    /// 0 or 1: connections from or to loopback addresses are not wanted.
+    pub no_loopback: u32,
+    /// The ranges.
+    pub ranges: [PortRanges; PORT_RANGES],
+}
+// SAFETY: integers without a gap, the ranges' size being a multiple of theirs.
+unsafe impl Plain for ConnectionFilter {}
+
+/// `struct network_namespace`: what is chosen before bpf/connections.bpf.c is loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkNamespace {
+    /// SO_NETNS_COOKIE; 0: the kernel's programs cannot ask for it (5.15).
+    pub cookie: u64,
+    /// The inode of /proc/self/ns/net.
+    pub inode: u64,
+}
+// SAFETY: two integers of the same size.
+unsafe impl Plain for NetworkNamespace {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +404,27 @@ mod tests {
         mirror!("captured", Captured { len, gso_size, data });
         mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
         mirror!(
+            "connection",
+            ConnectionReport {
+                time,
+                cookie,
+                cgroup,
+                local,
+                remote,
+                local_port,
+                remote_port,
+                uid,
+                pid,
+                change,
+                flags,
+                pad,
+                command
+            }
+        );
+        mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });
+        mirror!("connection_filter", ConnectionFilter { count, no_loopback, ranges });
+        mirror!("network_namespace", NetworkNamespace { cookie, inode });
+        mirror!(
             "__sk_buff",
             SkBuff {
                 mark,
@@ -327,6 +440,12 @@ mod tests {
         );
         same("CAPTURED_DATA", CAPTURED_DATA);
         same("FLOW_NO_ROOM", usize::from(FLOW_NO_ROOM));
+        same("PORT_RANGES", PORT_RANGES);
+        same("CONNECTION_OPENED", usize::from(CONNECTION_OPENED));
+        same("CONNECTION_ESTABLISHED", usize::from(CONNECTION_ESTABLISHED));
+        same("CONNECTION_CLOSED", usize::from(CONNECTION_CLOSED));
+        same("CONNECTION_PASSIVE", usize::from(CONNECTION_PASSIVE));
+        same("CONNECTION_HAS_OWNER", usize::from(CONNECTION_HAS_OWNER));
         same("STRATEGY_LABEL", Strategy::Label as usize);
         same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);
         same("STRATEGY_DESTINATION", Strategy::Destination as usize);

@@ -44,6 +44,24 @@ pub fn has_lru_maps() -> bool {
     answer != 0
 }
 
+/// Whether the kernel has ring buffers (5.8). Also yes if glowd may not ask.
+pub fn has_ring_buffers() -> bool {
+    listen();
+    // SAFETY: no options are passed.
+    let answer = unsafe { sys::libbpf_probe_bpf_map_type(sys::BPF_MAP_TYPE_RINGBUF, ptr::null()) };
+    answer != 0
+}
+
+/// Whether sock_ops programs can ask for the cookie of a socket's network namespace
+/// (5.15). Also yes if glowd may not ask.
+pub fn has_namespace_cookies() -> bool {
+    listen();
+    let (kind, helper) = (sys::BPF_PROG_TYPE_SOCK_OPS, sys::BPF_FUNC_get_netns_cookie);
+    // SAFETY: no options are passed.
+    let answer = unsafe { sys::libbpf_probe_bpf_helper(kind, helper, ptr::null()) };
+    answer != 0
+}
+
 /// Opens bpf/selftest.bpf.c, of whose programs only `program` will be loaded.
 ///
 /// # Errors

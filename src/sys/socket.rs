@@ -26,6 +26,27 @@ pub fn set_int_option(
     Ok(())
 }
 
+/// The cookie of the socket's network namespace, by which eBPF programs know it
+/// (SO_NETNS_COOKIE, 5.14).
+///
+/// # Errors
+/// The system does not know the option.
+#[cfg(target_os = "linux")]
+pub fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: c_int = 71;
+    let mut cookie = 0_u64;
+    let mut size = c_uint::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    let (fd, start) = (socket.as_raw_fd(), &raw mut cookie);
+    // SAFETY: the value has that size, and both live until it returns.
+    let code = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, start.cast(), &raw mut size)
+    };
+    if code < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}
+
 /// Has a packet socket (packet(7)) keep of IPv6 packets the first `length` octets, and
 /// nothing of others. By a classic filter, of bpf(4)'s instructions.
 ///
