@@ -14,6 +14,7 @@ mod listener;
 mod odd;
 mod packets;
 mod paths;
+mod perfsonar;
 mod privilege;
 mod rig;
 mod rules;
