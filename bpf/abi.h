@@ -35,9 +35,42 @@ struct flow_value {
 _Static_assert(sizeof(struct flow_value) == 8, "flow_value");
 
 /*
- * Map "default_flow": array of one flow_value. What packets of no flow carry
- * with match_all; label 0 is none.
+ * Map "rules": array of two tables with so many rules each. One is in use, up to its
+ * first rule without a label.
  */
+#define MAX_RULES 64
+
+/* rule.classes: which protocols it is for. */
+#define RULE_TCP 1
+#define RULE_UDP 2
+#define RULE_OTHER 4
+
+/* What tag packets of no flow carry. All conditions hold. */
+struct rule {
+	__u64 address[4];	/* source, then destination; in network order */
+	__u64 mask[4];		/* which of their bits have to be so; likewise */
+	__u16 local_first;	/* source port, and the last of the range */
+	__u16 local_last;
+	__u16 remote_first;	/* destination port */
+	__u16 remote_last;
+	__u32 label;		/* without entropy; 0: no rule */
+	__u16 experiment;	/* 1 to 511 */
+	__u8 activity;		/* 0 to 63 */
+	__u8 classes;		/* RULE_* */
+};
+_Static_assert(sizeof(struct rule) == 80, "rule");
+
+/*
+ * Section ".data.rules": which table is in use, and the rule behind it, which fits
+ * every packet. Eight octets, aligned, so that they change at once; all zero: no rules.
+ */
+struct rules_head {
+	__u32 label;		/* without entropy; 0: there is no such rule */
+	__u16 experiment;
+	__u8 activity;
+	__u8 version;		/* 0: no table; else its lowest bit says which */
+};
+_Static_assert(sizeof(struct rules_head) == 8, "rules_head");
 
 /* settings.strategy */
 #define STRATEGY_LABEL 0
@@ -48,9 +81,9 @@ _Static_assert(sizeof(struct flow_value) == 8, "flow_value");
 /* Section ".rodata.settings": chosen before load, constant for the verifier. */
 struct settings {
 	__u8 strategy;
-	__u8 match_all;
 	__u8 debug;		/* bpf_printk a line per packet of a flow */
 	__u8 check_mtu;		/* the kernel has bpf_check_mtu (5.12) */
+	__u8 pad;		/* zero */
 };
 _Static_assert(sizeof(struct settings) == 4, "settings");
 

@@ -39,7 +39,7 @@ unsafe impl Plain for FlowKey {}
 /// `FLOW_NO_ROOM`: a flag of a flow whose path has no room for a header.
 pub const FLOW_NO_ROOM: u8 = 1;
 
-/// `struct flow_value`: the value of maps `flows` and `default_flow`.
+/// `struct flow_value`: the value of map `flows`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowValue {
@@ -55,6 +55,66 @@ pub struct FlowValue {
 // SAFETY: integers that fill eight octets without a gap (the test below asks the
 // C compiler for the offsets).
 unsafe impl Plain for FlowValue {}
+
+/// `MAX_RULES`: how many rules a table of map `rules` holds; it has two tables.
+pub const MAX_RULES: usize = 64;
+
+/// `RULE_TCP`: a class of protocols that a rule is for.
+pub const RULE_TCP: u8 = 1;
+/// `RULE_UDP`: another.
+pub const RULE_UDP: u8 = 2;
+/// `RULE_OTHER`: all others.
+pub const RULE_OTHER: u8 = 4;
+
+/// `struct rule`: what tag packets of no flow carry that meet all its conditions; the
+/// value of map `rules`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Source, then destination address, each half of it in network order.
+    pub address: [[u8; 8]; 4],
+    /// Which of their bits have to be so, likewise.
+    pub mask: [[u8; 8]; 4],
+    /// The first source port.
+    pub local_first: u16,
+    /// The last.
+    pub local_last: u16,
+    /// The first destination port.
+    pub remote_first: u16,
+    /// The last.
+    pub remote_last: u16,
+    /// Flow label without entropy. 0: no rule, and none behind it.
+    pub label: u32,
+    /// Experiment id, 1 to 511.
+    pub experiment: u16,
+    /// Activity id, 0 to 63.
+    pub activity: u8,
+    /// `RULE_*`.
+    pub classes: u8,
+}
+// SAFETY: bytes and integers that fill 80 octets without a gap (the test below asks
+// the C compiler for the offsets).
+unsafe impl Plain for Rule {}
+
+/// `struct rules_head`: which table of rules is in use, and the rule behind it, which
+/// every packet meets. The whole of section `.data.rules`; all zero: no rules.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RulesHead {
+    /// Flow label without entropy. 0: there is no rule behind the table.
+    pub label: u32,
+    /// Experiment id, 1 to 511.
+    pub experiment: u16,
+    /// Activity id, 0 to 63.
+    pub activity: u8,
+    /// 0: no table; else its lowest bit says which.
+    pub version: u8,
+}
+// SAFETY: integers that fill eight octets without a gap.
+unsafe impl Plain for RulesHead {}
+
+// SAFETY: integers; `struct entropy_key`, the whole of section `.rodata.entropy`.
+unsafe impl Plain for [u64; 2] {}
 
 /// Where a packet carries the tag (`settings.strategy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +156,12 @@ impl Strategy {
 pub struct Settings {
     /// A [`Strategy`].
     pub strategy: u8,
-    /// 0 or 1: packets of no flow carry the tag of the default flow.
-    pub match_all: u8,
     /// 0 or 1: a line to the kernel's trace pipe per packet of a flow.
     pub debug: u8,
     /// 0 or 1: the kernel has bpf_check_mtu (5.12).
     pub check_mtu: u8,
+    /// Zero.
+    pub pad: u8,
 }
 // SAFETY: bytes only, so without padding; each may have any value.
 unsafe impl Plain for Settings {}
@@ -304,7 +364,27 @@ mod tests {
         }
         mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
         mirror!("flow_value", FlowValue { label, experiment, activity, flags });
-        mirror!("settings", Settings { strategy, match_all, debug, check_mtu });
+        mirror!("settings", Settings { strategy, debug, check_mtu, pad });
+        mirror!(
+            "rule",
+            Rule {
+                address,
+                mask,
+                local_first,
+                local_last,
+                remote_first,
+                remote_last,
+                label,
+                experiment,
+                activity,
+                classes
+            }
+        );
+        mirror!("rules_head", RulesHead { label, experiment, activity, version });
+        same("MAX_RULES", MAX_RULES);
+        for (name, value) in [("TCP", RULE_TCP), ("UDP", RULE_UDP), ("OTHER", RULE_OTHER)] {
+            same(&format!("RULE_{name}"), usize::from(value));
+        }
         mirror!("captured", Captured { len, gso_size, data });
         mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
         mirror!(

@@ -11,7 +11,10 @@ use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
 use super::{config, line, reload_with, Sink, RELOADED};
-use crate::common::{free_port, skip_unless_root, wait_for, Daemon};
+use crate::common::{
+    free_port, skip_unless_root, udp, v6, wait_for, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE,
+    THERE,
+};
 
 /// Each key that is said to be live, with a proof that its new value is obeyed.
 const LIVE: &[(&str, fn())] = &[
@@ -28,6 +31,7 @@ const LIVE: &[(&str, fn())] = &[
     ("plugins.netlink.exclude", netlink_exclude),
     ("plugins.netlink.includePrivate", netlink_include_private),
     ("plugins.netlink.period", netlink_period),
+    ("backends.marker.rules", marker_rules),
     ("backends.firefly.sendToDestination", send_to_destination),
     ("backends.firefly.collectors", collectors),
     ("backends.firefly.destinationPort", destination_port),
@@ -124,6 +128,46 @@ fn allow_from() {
 
 fn has_syslog_header() {
     firefly_plugin("hasSyslogHeader", json!("true"), json!("auto"));
+}
+
+/// By the labels of datagrams that leave a namespace.
+fn marker_rules() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let rule =
+        |activity| json!([{"remotePort": 5001, "experiment": "atlas", "activity": activity}]);
+    let marker = |rules| json!({"targetInterfaces": [DEVICE], "rules": rules});
+    let with = |rules| json!({"plugins": {"namedPipe": {}}, "backends": {"marker": marker(rules)}});
+    let mut daemon = Daemon::start_in(&pair.here, with(json!([])));
+    let capture = Capture::start(&pair.there, DEVICE);
+    let _sink = udp(&pair.there, v6(THERE, 5001), v6(HERE, 40_000));
+    let socket = udp(&pair.here, v6(HERE, 40_000), v6(THERE, 5001));
+    // Without the bits of entropy.
+    let label = || {
+        let from = capture.count();
+        socket.send(b"x").expect("to send");
+        capture.find(from, PATIENCE, |packet| packet.dst_port == 5001).expect("it").label & 0x3_fefc
+    };
+    assert_eq!(label(), 0);
+    for (rules, expected) in [
+        (rule("Production Input"), 0x1_003c),
+        (rule("16"), 0x1_0040),
+        (json!([]), 0),
+        (rule("Production Input"), 0x1_003c),
+    ] {
+        let said = reload_with(&mut daemon, &with(rules));
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed backends.marker.rules")));
+        wait_for("the label", || (label() == expected).then_some(()));
+    }
+    // Names that nobody knows leave all as it is.
+    reload_with(&mut daemon, &with(rule("nonsense")));
+    let failure = "rules[0].activity: ";
+    daemon.wait_for_line(failure);
+    assert_eq!(label(), 0x1_003c);
+    drop(capture);
+    daemon.stop(&[failure]);
 }
 
 fn max_flows() {

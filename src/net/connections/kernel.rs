@@ -46,7 +46,7 @@ impl Connections {
                         for eBPF (5.8)";
             return Err(Error::new(crate::error::Class::Os, text));
         }
-        let mut object = OpenObject::from_memory("connections", CONNECTIONS)?;
+        let mut object = OpenObject::from_memory("connections", &CONNECTIONS.unpack()?)?;
         object.set_rodata(".rodata.here", &here()?)?;
         let object = object.load()?;
         let (reports, filter) = (object.ring_buffer("reports")?, object.map("filter")?);
