@@ -112,7 +112,7 @@ impl Table {
             }
             // Never 0, and the other table.
             version = if self.version == u8::MAX { 2 } else { self.version + 1 };
-            let first = u32::from(version & 1) * MAX_RULES as u32;
+            let first = if version & 1 == 0 { 0 } else { u32::try_from(MAX_RULES).unwrap_or(0) };
             let end = (rules.len() < MAX_RULES).then(Rule::default);
             for (place, rule) in (first..).zip(rules.iter().chain(&end)) {
                 self.rules.update(&place, rule)?;
