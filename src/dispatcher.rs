@@ -138,6 +138,7 @@ impl Dispatcher {
                 Message::Malformed((source, _), events) => {
                     self.outcomes.of(source).add(Outcome::Malformed, events);
                 }
+                Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
                 Message::Samples(samples) => self.measure(samples),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),

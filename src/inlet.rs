@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Section;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag};
 use crate::flow_info::FlowInfo;
 use crate::flow_table::{Admission, Authority};
 
@@ -29,6 +29,7 @@ pub(crate) enum Message {
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Malformed(Source, u64),
+    Everything(Option<Tag>),
     Samples(Vec<(FlowId, FlowInfo)>),
     Report,
     Reporter(Reporter),
@@ -160,6 +161,12 @@ impl Inlet {
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
         let _ = self.messages.send(Message::Malformed(self.source, events));
+    }
+
+    /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
+    pub fn everything(&self, tag: Option<Tag>) {
+        // A daemon that is stopping marks no more.
+        let _ = self.messages.send(Message::Everything(tag));
     }
 
     /// Hands samples over, and waits for nobody: while the dispatcher is behind they are

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use log::warn;
 
 use crate::config::Section;
-use crate::flow::{Flow, Timestamp};
+use crate::flow::{Flow, Tag, Timestamp};
 use crate::metrics::families::{QUEUE_EVENTS, SAMPLES_DROPPED};
 use crate::metrics::{Count, Metrics};
 use crate::warn_limited;
@@ -24,6 +24,8 @@ pub enum Event {
     Start(Flow),
     /// A flow is over, since that moment.
     End(Flow, Timestamp),
+    /// From now on packets that nothing else gives a tag carry this one, or none again.
+    Everything(Option<Tag>),
     /// An open flow was measured ([`Flow::info`]). These are left out where a queue is long.
     Sample(Flow),
     /// The administrator asks for the counters (SIGUSR1).
