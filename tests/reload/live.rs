@@ -39,6 +39,9 @@ const LIVE: &[(&str, fn())] = &[
     ("backends.firefly.sendToCollector", send_to_collector),
     ("backends.firefly.collectorAddress", collector_address),
     ("backends.firefly.collectorPort", collector_port),
+    ("backends.prometheus.perFlow", crate::prometheus::per_flow),
+    ("backends.prometheus.maxFlowSeries", crate::prometheus::max_flow_series),
+    ("backends.prometheus.units", crate::prometheus::units),
     ("backends.firefly.stun", stun),
 ];
 
