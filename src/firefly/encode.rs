@@ -180,6 +180,7 @@ mod tests {
             source: "test",
             application: application.map(Into::into),
             news: None,
+            counted: None,
         }
     }
 
