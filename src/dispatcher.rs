@@ -121,6 +121,7 @@ impl Dispatcher {
                 Message::List(answer) => drop(answer.send(self.table.flows())),
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Malformed(events) => self.counters.malformed += events,
+                Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {

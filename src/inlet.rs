@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Section;
-use crate::flow::{Flow, FlowEvent, FlowState};
+use crate::flow::{Flow, FlowEvent, FlowState, Tag};
 use crate::flow_table::{Admission, Authority};
 
 /// Which plugin tells, and how it knows.
@@ -28,6 +28,7 @@ pub(crate) enum Message {
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
     Malformed(u64),
+    Everything(Option<Tag>),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -158,6 +159,12 @@ impl Inlet {
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
         let _ = self.messages.send(Message::Malformed(events));
+    }
+
+    /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
+    pub fn everything(&self, tag: Option<Tag>) {
+        // A daemon that is stopping marks no more.
+        let _ = self.messages.send(Message::Everything(tag));
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so

@@ -27,6 +27,7 @@ pub mod entropy;
 pub mod flow_table;
 pub mod inlet;
 pub mod queue;
+pub mod stun;
 
 pub mod backends;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use log::warn;
 
 use crate::config::Section;
-use crate::flow::{Flow, Timestamp};
+use crate::flow::{Flow, Tag, Timestamp};
 
 /// Depth of a backend's queue, in events, over which a warning is due.
 const DEEP: usize = 100_000;
@@ -21,6 +21,8 @@ pub enum Event {
     Start(Flow),
     /// A flow is over, since that moment.
     End(Flow, Timestamp),
+    /// From now on packets that nothing else gives a tag carry this one, or none again.
+    Everything(Option<Tag>),
     /// The administrator asks for the counters (SIGUSR1).
     Report,
     /// The backend's section has changed (SIGHUP): what follows is worked on by this

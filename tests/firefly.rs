@@ -20,7 +20,7 @@ use FlowState::{End, Start};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+pub(crate) static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let schema = serde_json::from_str(include_str!("data/firefly.schema.json")).unwrap();
     jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
 });
@@ -123,6 +123,7 @@ fn section(values: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
             Kind::Int { .. } => Value::Int(default.as_i64().unwrap()),
             Kind::Text => Value::Text(default.as_str().unwrap().into()),
             Kind::List => Value::List(serde_json::from_value(default).unwrap()),
+            Kind::Section(_) => Value::Section(None),
             _ => panic!("{} is of another kind", key.name),
         }
     };

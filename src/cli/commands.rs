@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::log::Destination;
 use crate::registry::Registry;
 use crate::reload::Origin;
-use crate::{backends, daemon, shutdown};
+use crate::{backends, daemon, shutdown, stun};
 
 pub(super) fn run(args: &Args) -> Result<()> {
     // A reload that is asked for already is not what ends it.
@@ -61,6 +61,23 @@ pub(super) fn log_to_stderr(args: &Args) -> Result<()> {
 pub(super) fn selftest(args: &Args) -> Result<()> {
     log_to_stderr(args)?;
     crate::selftest::run(&mut io::stdout().lock())
+}
+
+pub(super) fn stun_sample(args: &Args) -> Result<()> {
+    let section = if args.stun_servers.is_empty() {
+        let config = Config::load(&args.conf)?;
+        log_to_stderr(args)?;
+        let firefly = config.backends.iter().find(|(spec, _)| spec.name == "firefly");
+        firefly.and_then(|(_, section)| section.section("stun").cloned())
+    } else {
+        log_to_stderr(args)?;
+        let problems = stun::server_problems(&args.stun_servers);
+        if let Some(problem) = problems.first() {
+            return Err(Error::usage(problem.replacen("stunServers", "--stun-server", 1)));
+        }
+        Some(stun::section_of(args.stun_servers.clone()))
+    };
+    print(&stun::sample(&section.unwrap_or_else(stun::default_section))?)
 }
 
 pub(super) fn version(_: &Args) -> Result<()> {

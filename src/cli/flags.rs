@@ -56,6 +56,8 @@ pub struct Args {
     pub check: bool,
     /// `--target-interface` or `--interface`, as often as it was given.
     pub interfaces: Vec<String>,
+    /// `--stun-server`, as often as it was given.
+    pub stun_servers: Vec<String>,
     /// `--all`.
     pub all: bool,
     /// `--help`.
@@ -74,6 +76,7 @@ impl Default for Args {
             log_time: false,
             check: false,
             interfaces: Vec::new(),
+            stun_servers: Vec::new(),
             all: false,
             help: false,
             version: false,
@@ -156,6 +159,15 @@ pub static COMMANDS: &[Command] = &[
               so only registered tags count there. It takes CAP_NET_RAW, and shows no more than \
               it can keep up with.",
         run: watch::watch,
+    },
+    Command {
+        name: "stun sample",
+        operand: None,
+        doc: "Print which public addresses this host's private ones have. It asks as the daemon \
+              does, by the section stun of the backend firefly or by its defaults, and prints a \
+              line for each private address: the address, the public one or -, and who says so. \
+              It takes 40 seconds if nobody answers, which is an error.",
+        run: commands::stun_sample,
     },
     Command {
         name: "version",
@@ -281,6 +293,19 @@ pub static FLAGS: &[Flag] = &[
         doc: "Show flows without a tag too.",
         apply: |args, _| {
             args.all = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "stun-server",
+        short: None,
+        value: Some("SERVER"),
+        default: None,
+        commands: &["stun sample"],
+        doc: "Ask this STUN server only, host or host:port, and read no configuration. It may be \
+              given more than once.",
+        apply: |args, value| {
+            args.stun_servers.push(value.to_string_lossy().into_owned());
             Ok(())
         },
     },

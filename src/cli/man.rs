@@ -78,7 +78,7 @@ fn flag(flag: &Flag) -> String {
 
 /// `name [type] {default}`, as every key is headed; those of a rule have no default.
 fn key(key: &Key) -> String {
-    let of_a_rule = key.default == "null";
+    let of_a_rule = key.is_of_a_rule();
     let default = match key.kind {
         Kind::Retired => String::new(),
         _ if of_a_rule => String::new(),
@@ -86,7 +86,7 @@ fn key(key: &Key) -> String {
     };
     let head = escape(&format!("[{}]{default}", key.kind.type_name())).replace('"', "\\(dq");
     let mut text = format!(".It Cm {} No \"{head}\"\n{}", key.name, prose(key.doc));
-    if let Kind::Rules(keys) = key.kind {
+    if let Kind::Rules(keys) | Kind::Section(keys) = key.kind {
         text.push_str(".Bl -tag -width 4n\n");
         text.extend(keys.iter().map(self::key));
         text.push_str(".El\n");

@@ -204,6 +204,8 @@ mod tests {
                 Value::Rules(value) => {
                     Value::Rules([&value[..], &[Section::new("rules[0]", Vec::new())]].concat())
                 }
+                Value::Map(_) => Value::Map(vec![("other".into(), "other".into())]),
+                Value::Section(_) => Value::Section(Some(Section::new("", Vec::new()))),
             };
             let change = Change::Value { section, key, old, new };
             let mut new = all();

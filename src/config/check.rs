@@ -125,6 +125,11 @@ impl<'t> Judge<'t> {
                 if let Kind::Rules(keys) = key.kind {
                     return self.rules(&path, keys, member.value);
                 }
+                if let (Kind::Section(keys), false) = (&key.kind, member.value.is_null()) {
+                    let names: Vec<_> = keys.iter().map(Name::of_key).collect();
+                    let given = self.members(&path, member.value, "key", &names);
+                    return Some(Value::Section(Some(self.section(&path, keys, given))));
+                }
                 value::judge(&key.kind, member.value)
                     .map_err(|wrong| self.problem(wrong.at, &path, wrong.message))
                     .ok()
@@ -192,6 +197,11 @@ impl<'t> Judge<'t> {
             parts.push((*spec, section));
         }
         parts
+    }
+
+    /// Whether the key at that full path was given, under whatever name.
+    pub(super) fn is_given(&self, path: &str) -> bool {
+        self.places.iter().any(|(known, _)| known == path)
     }
 
     /// Whether nothing was wrong so far.

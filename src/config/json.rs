@@ -82,6 +82,11 @@ impl<'t> Node<'t> {
         opened.map_err(|error| reason(&error))
     }
 
+    /// Whether it is null.
+    pub(super) fn is_null(&self) -> bool {
+        self.raw == "null"
+    }
+
     /// A value that stands inside this one.
     fn inner(&self, raw: &'t RawValue) -> Node<'t> {
         Node { at: self.at + offset(self.raw, raw.get()), raw: raw.get() }

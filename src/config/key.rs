@@ -1,6 +1,8 @@
 //! A configuration key as the tables of the parts declare it: name, type, range,
 //! default and documentation. Parser, `glowd conf` and glowd.conf(5) all read it.
 
+use serde::Serializer;
+
 use super::Section;
 
 /// A key of a section.
@@ -48,12 +50,18 @@ pub enum Kind {
     List,
     /// A name or a number, which is kept as text; "" for none.
     Word,
+    /// Names and numbers, which are kept as texts: one, or a list of them.
+    Words,
     /// TCP or UDP ports: a number, a text such as "5000-5100", or a list of them.
     Ports,
     /// IP prefixes or addresses: a text or a list of them.
     Prefixes,
     /// A list of objects with the keys of this table, of which none has to be given.
     Rules(&'static [Key]),
+    /// An object of texts, whose keys may be anything.
+    Map,
+    /// An object with the keys of this table, or null: it is off then.
+    Section(&'static [Key]),
     /// Has no effect any more: accepted with any value, and said to be so.
     Retired,
 }
@@ -81,6 +89,14 @@ pub enum Value {
     List(Vec<String>),
     /// Of [`Kind::Rules`]; each has the keys that were given.
     Rules(Vec<Section>),
+    /// Of [`Kind::Map`], in the order of the text.
+    Map(#[serde(serialize_with = "as_map")] Vec<(String, String)>),
+    /// Of [`Kind::Section`].
+    Section(Option<Section>),
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
 #[cfg(test)]
@@ -131,6 +147,14 @@ mod tests {
                     assert_eq!((key.default, key.live), ("null", true), "{name}: {}", key.name);
                     assert!(!matches!(key.kind, Kind::Retired | Kind::Rules(_)), "{}", key.name);
                     assert!(key.doc.ends_with('.') && key.doc.is_ascii(), "{}", key.name);
+                }
+            }
+            if let Kind::Section(keys) = key.kind {
+                distinct(name, names(keys));
+                for inner in keys {
+                    assert!(inner.default_value().is_some(), "{name}.{}", inner.name);
+                    assert!(inner.doc.ends_with('.') && inner.doc.is_ascii(), "{}", inner.name);
+                    assert_eq!(inner.live, key.live, "{name}.{}", inner.name);
                 }
             }
             if let Kind::Choice(choices) = &key.kind {

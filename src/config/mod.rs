@@ -129,6 +129,7 @@ impl Config {
             notes: Vec::new(),
         };
         if judge.is_good() {
+            rules::move_stun_servers(&mut config, &mut judge);
             for message in rules::problems(&config) {
                 judge.rule(message);
             }

@@ -2,8 +2,10 @@
 
 use log::Level;
 
+use super::check::Judge;
 use super::key::{Choice, Key, Kind, Value};
 use super::Config;
+use crate::stun;
 
 /// The keys outside `plugins` and `backends`, in the order of the documentation.
 pub static TOP: &[Key] = &[
@@ -78,9 +80,9 @@ pub static TOP: &[Key] = &[
         kind: Kind::List,
         default: "[]",
         live: false,
-        doc: "STUN servers, as stun:host:port, to learn the public addresses of hosts behind NAT \
-              from. They are accepted for the sake of existing configurations and have no effect \
-              in this version.",
+        doc: "The glowd of 2024 had stunServers of backends.firefly.stun here. What is given here \
+              counts as given there, and so asks for that section, if there is the backend \
+              firefly.",
     },
     Key {
         name: "log",
@@ -133,7 +135,21 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             seen.push((path, file));
         }
     }
+    if finds_twice(config) {
+        problems.push(
+            "plugins.perfsonar.fireflies: plugin netlink finds the connections of this host \
+             already; give it an experiment and an activity instead"
+                .into(),
+        );
+    }
     problems
+}
+
+/// Two plugins that look for the same connections would give them two tags in turn.
+fn finds_twice(config: &Config) -> bool {
+    let plugin = |name| config.plugins.iter().find(|(spec, _)| spec.name == name);
+    let perfsonar = plugin("perfsonar").is_some_and(|(_, section)| section.bool("fireflies"));
+    perfsonar && plugin("netlink").is_some()
 }
 
 /// What is allowed but hardly meant; each starts with the path of a key.
@@ -148,9 +164,34 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         // The API may still list what was reported.
         remarks.push((Level::Info, text.to_owned()));
     }
+    if config.plugins.iter().any(|(spec, _)| spec.name == "perfsonar")
+        && !config.backends.iter().any(|(spec, _)| spec.name == "marker")
+    {
+        let text = "plugins.perfsonar: nothing will carry its tag without backends.marker";
+        remarks.push((Level::Warn, text.to_owned()));
+    }
     if !config.top.list("stunServers").is_empty() {
-        let text = "stunServers: has no effect in this version of glowd";
+        let text = "stunServers: has no effect without the backend firefly";
         remarks.push((Level::Info, text.to_owned()));
     }
     remarks
+}
+
+/// Puts the `stunServers` of the top level where they are used.
+pub(super) fn move_stun_servers(config: &mut Config, judge: &mut Judge<'_>) {
+    let servers = config.top.list("stunServers").to_vec();
+    let firefly = config.backends.iter_mut().find(|(spec, _)| spec.name == "firefly");
+    let Some((_, firefly)) = firefly.filter(|_| !servers.is_empty()) else { return };
+    let place = format!("{}.stun.stunServers", firefly.path());
+    if judge.is_given(&place) {
+        judge.rule(format!("stunServers: given as {place} too"));
+        return;
+    }
+    for problem in stun::server_problems(&servers) {
+        judge.rule(problem);
+    }
+    let mut section = firefly.section("stun").cloned().unwrap_or_else(stun::default_section);
+    section.set("stunServers", Value::List(servers));
+    firefly.set("stun", Value::Section(Some(section)));
+    config.top.set("stunServers", Value::List(Vec::new()));
 }

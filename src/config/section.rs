@@ -71,6 +71,22 @@ impl Section {
         }
     }
 
+    /// An object of texts.
+    pub fn map(&self, key: &str) -> &[(String, String)] {
+        match self.get(key) {
+            Value::Map(value) => value,
+            other => panic!("{}.{key} is {other:?}", self.path),
+        }
+    }
+
+    /// A section inside this one; none: it is off.
+    pub fn section(&self, key: &str) -> Option<&Section> {
+        match self.get(key) {
+            Value::Section(value) => value.as_ref(),
+            other => panic!("{}.{key} is {other:?}", self.path),
+        }
+    }
+
     /// Whether the key has a value: in a rule only those have one that were given.
     pub fn has(&self, key: &str) -> bool {
         self.values.iter().any(|(name, _)| *name == key)
@@ -89,7 +105,7 @@ impl Section {
     }
 
     /// Another value for a key that it has.
-    pub(super) fn set(&mut self, key: &str, value: Value) {
+    pub(crate) fn set(&mut self, key: &str, value: Value) {
         if let Some((_, old)) = self.values.iter_mut().find(|(name, _)| *name == key) {
             *old = value;
         }

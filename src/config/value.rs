@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::json::{Json, Node};
+use super::json::{Json, Member, Node};
 use super::key::{Choice, Key, Kind, Value};
 use super::nearest::nearest;
 use super::problem::Problem;
@@ -22,11 +22,14 @@ impl Kind {
             Kind::Choice(choices) => format!("one of {}", names(choices, ", ")),
             Kind::List => "a list of texts".into(),
             Kind::Word => "a name or a number".into(),
+            Kind::Words => "a name or a number, or a list of them".into(),
             Kind::Ports => PORTS.into(),
             Kind::Prefixes => {
                 "a prefix (a text, such as \"192.0.2.0/24\") or a list of them".into()
             }
             Kind::Rules(_) => "a list of objects".into(),
+            Kind::Map => "an object of texts".into(),
+            Kind::Section(_) => "an object ({} for the defaults)".into(),
             Kind::Retired => "anything".into(),
         }
     }
@@ -43,9 +46,12 @@ impl Kind {
             Kind::Choice(choices) => names(choices, " | "),
             Kind::List => "list of text".into(),
             Kind::Word => "name or number".into(),
+            Kind::Words => "list of names and numbers".into(),
             Kind::Ports => "list of ports".into(),
             Kind::Prefixes => "list of prefixes".into(),
             Kind::Rules(_) => "list of objects".into(),
+            Kind::Map => "object of text".into(),
+            Kind::Section(_) => "object".into(),
             Kind::Retired => "any".into(),
         }
     }
@@ -58,13 +64,18 @@ fn names(choices: &[Choice], between: &str) -> String {
 }
 
 impl Key {
+    /// Whether it is one of a rule: what is not given there has no value.
+    pub(crate) fn is_of_a_rule(&self) -> bool {
+        self.default == "null" && !matches!(self.kind, Kind::Section(_))
+    }
+
     /// The value of the key where the configuration does not say. None: the key
     /// has no effect, or is one of a rule, so it has no value.
     ///
     /// # Panics
     /// The table is wrong; a test reads every default.
     pub fn default_value(&self) -> Option<Value> {
-        if matches!(self.kind, Kind::Retired) || self.default == "null" {
+        if matches!(self.kind, Kind::Retired) || self.is_of_a_rule() {
             return None;
         }
         let value = super::json::parse(self.default).and_then(|node| judge(&self.kind, node));
@@ -95,7 +106,7 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
                 return Err(problem(format!("{number} is out of range ({min} to {max})")));
             }
         },
-        (Kind::List | Kind::Ports | Kind::Prefixes, Json::List(nodes)) => {
+        (Kind::List | Kind::Words | Kind::Ports | Kind::Prefixes, Json::List(nodes)) => {
             let texts = nodes.into_iter().enumerate().map(|(index, node)| {
                 let text = node.open().and_then(|json| item(kind, json));
                 text.map_err(|message| Problem {
@@ -108,19 +119,35 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
         (Kind::List | Kind::Prefixes, Json::Text(text)) => {
             Value::List(vec![item(kind, Json::Text(text)).map_err(problem)?])
         }
-        (Kind::Ports, json @ (Json::Text(_) | Json::Number(_))) => {
+        (Kind::Words | Kind::Ports, json @ (Json::Text(_) | Json::Number(_))) => {
             Value::List(vec![item(kind, json).map_err(problem)?])
         }
         // Whether the number is one that can be is for those to say who know its range.
-        (Kind::Word, Json::Number(number)) if !number.contains(['.', 'e', 'E', '-']) => {
-            Value::Text(number.to_owned())
-        }
+        (Kind::Word, Json::Number(number)) if is_id(number) => Value::Text(number.to_owned()),
         // Those in a section are judged with it; this is for defaults.
         (Kind::Rules(_), Json::List(nodes)) if nodes.is_empty() => Value::Rules(Vec::new()),
         (
             Kind::Text | Kind::Path | Kind::Address | Kind::Mode | Kind::Choice(_) | Kind::Word,
             Json::Text(text),
         ) => Value::Text(judge_text(kind, text).map_err(problem)?),
+        (Kind::Map, Json::Object(members)) => {
+            let mut pairs: Vec<(String, String)> = Vec::with_capacity(members.len());
+            for Member { at, key, value } in members {
+                let wrong = |at| {
+                    let key = format!("{:?}", shorten(&key));
+                    move |message| Problem { at, message: format!("{key}: {message}") }
+                };
+                let text = value.open().and_then(|json| item(kind, json));
+                let text = text.map_err(wrong(value.at))?;
+                if pairs.iter().any(|(known, _)| *known == key) {
+                    return Err(wrong(at)("given a second time".into()));
+                }
+                pairs.push((key, text));
+            }
+            Value::Map(pairs)
+        }
+        // Anything else in it is for who judges sections.
+        (Kind::Section(_), Json::Null) => Value::Section(None),
         // A choice may have true and false among its names.
         (Kind::Choice(choices), Json::Bool(value))
             if choices.iter().any(|choice| choice.name == value.to_string()) =>
@@ -174,6 +201,11 @@ fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
     }
 }
 
+/// Whether a number is whole and not negative.
+fn is_id(number: &str) -> bool {
+    !number.contains(['.', 'e', 'E', '-'])
+}
+
 /// An item of a list of that kind, as text.
 fn item(kind: &Kind, json: Json<'_>) -> Result<String, String> {
     let text = match (kind, json) {
@@ -182,6 +214,8 @@ fn item(kind: &Kind, json: Json<'_>) -> Result<String, String> {
         }
         (_, Json::Text(text)) => text,
         (Kind::Ports, Json::Number(number)) => number.to_owned(),
+        (Kind::Words, Json::Number(number)) if is_id(number) => number.to_owned(),
+        (Kind::Words, json) => return Err(unexpected(&json, "a name or a number")),
         (Kind::Ports, json) => return Err(unexpected(&json, "a port or a range")),
         (_, json) => return Err(unexpected(&json, "a text")),
     };
@@ -237,6 +271,7 @@ mod tests {
     #[test]
     fn good_values_become_canonical() {
         let text = |text: &str| Value::Text(text.into());
+        let map = Value::Map(vec![("b".into(), "1".into()), ("a".into(), "2".into())]);
         for (kind, json, value) in [
             (Kind::Bool, "true", Value::Bool(true)),
             (PORT, "65535", Value::Int(65535)),
@@ -252,11 +287,16 @@ mod tests {
             (Kind::List, "[]", Value::List(vec![])),
             (Kind::Word, "\"atlas\"", text("atlas")),
             (Kind::Word, "2", text("2")),
+            (Kind::Words, "2", Value::List(vec!["2".into()])),
+            (Kind::Words, r#"[2, "cms"]"#, Value::List(vec!["2".into(), "cms".into()])),
             (Kind::Ports, "1094", Value::List(vec!["1094".into()])),
             (Kind::Ports, r#"["1094-1095", 7]"#, Value::List(vec!["1094-1095".into(), "7".into()])),
             (Kind::Ports, "\"7-7\"", Value::List(vec!["7".into()])),
             (Kind::Prefixes, "\"::1\"", Value::List(vec!["::1/128".into()])),
             (Kind::Prefixes, "[]", Value::List(vec![])),
+            (Kind::Map, "{}", Value::Map(vec![])),
+            (Kind::Map, r#"{"b": "1", "a": "2"}"#, map),
+            (Kind::Section(&[]), "null", Value::Section(None)),
         ] {
             assert_eq!(judged(&kind, json), Ok(value), "{json}");
         }
@@ -280,6 +320,7 @@ mod tests {
             (Kind::List, "[1]", "item 1: found the number 1, expected a text"),
             (Kind::Word, "2.5", "found the number 2.5, expected a name or a number"),
             (Kind::Word, "[2]", "found a list, expected a name or a number"),
+            (Kind::Words, "[2, 2.5]", "item 2: found the number 2.5, expected a name or a number"),
             (Kind::Ports, "true", "found true, expected a port, a range (a text, such as \"5000-5100\") or a list of them"),
             (Kind::Ports, "0", "\"0\": 0 is not a port (1 to 65535)"),
             (Kind::Ports, "[1, 1e3]", "item 2: \"1e3\": \"1e3\" is not a port (1 to 65535)"),
@@ -292,6 +333,9 @@ mod tests {
                 "item 2: found the text \"\", expected a text that is not empty",
             ),
             (Kind::List, "true", "found true, expected a list of texts"),
+            (Kind::Map, "[]", "found a list, expected an object of texts"),
+            (Kind::Map, r#"{"a": 1}"#, "\"a\": found the number 1, expected a text"),
+            (Kind::Map, r#"{"a": "1", "a": "1"}"#, "\"a\": given a second time"),
             (
                 CHOICES,
                 "\"lable\"",

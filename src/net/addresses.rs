@@ -43,20 +43,26 @@ impl Local {
             return known;
         }
         self.read = Some(now);
-        match getifaddrs() {
-            Ok(all) => {
-                let ip = |address: nix::sys::socket::SockaddrStorage| {
-                    let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
-                    v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
-                };
-                self.known = all.filter_map(|interface| interface.address.and_then(ip)).collect();
-            }
+        match list() {
+            Ok(all) => self.known = all,
             Err(error) => {
                 crate::warn_limited!("cannot list the addresses of this host: {error}");
             }
         }
         self.known.contains(&address)
     }
+}
+
+/// All addresses of this host's interfaces.
+///
+/// # Errors
+/// The system refuses.
+pub fn list() -> nix::Result<HashSet<IpAddr>> {
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    Ok(getifaddrs()?.filter_map(|interface| interface.address.and_then(ip)).collect())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Hears that interfaces or their IPv6 addresses have changed (rtnetlink(7), groups
-//! RTNLGRP_LINK and RTNLGRP_IPV6_IFADDR). Used by the thread that owns it.
+//! Hears that interfaces or addresses have changed (rtnetlink(7), groups RTNLGRP_LINK,
+//! RTNLGRP_IPV4_IFADDR and RTNLGRP_IPV6_IFADDR). Used by the thread that owns it.
 //!
 //! A notification says that something is different, not how things are: whoever
 //! hears of one lists the interfaces again. So one that is lost, because the socket's
@@ -23,8 +23,11 @@ const AT_ONCE: usize = 1000;
 /// More than a notification has; of one that is longer the rest is not needed.
 const BUFFER: usize = 16 * 1024;
 
-/// The groups, as bits (RTMGRP_LINK, RTMGRP_IPV6_IFADDR).
-const GROUPS: u32 = 0x1 | 0x100;
+/// Of [`Changes::open`]: interfaces and their IPv6 addresses (RTMGRP_LINK and
+/// RTMGRP_IPV6_IFADDR).
+pub const LINKS: u32 = 0x1 | 0x100;
+/// The same: all addresses (RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR).
+pub const ADDRESSES: u32 = 0x10 | 0x100;
 
 /// A socket that is readable when something has changed in the network namespace of
 /// the thread that opened it.
@@ -35,16 +38,16 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Hears of what changes from now on.
+    /// Hears of what changes from now on: [`LINKS`] or [`ADDRESSES`].
     ///
     /// # Errors
     /// The system refuses.
-    pub fn open() -> Result<Self> {
+    pub fn open(groups: u32) -> Result<Self> {
         let open = || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let protocol = SockProtocol::NetlinkRoute;
             let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
             Ok(fd)
         };
         let fd = open().map_err(|errno: Errno| {
@@ -133,7 +136,7 @@ mod tests {
 
     #[test]
     fn it_does_not_wait() {
-        let mut changes = Changes::open().unwrap();
+        let mut changes = Changes::open(LINKS | ADDRESSES).unwrap();
         // Those of other tests may arrive; there is an end to them.
         changes.take().unwrap();
     }

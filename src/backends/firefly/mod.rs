@@ -25,6 +25,7 @@ use crate::flow::{Flow, Timestamp};
 use crate::net::collectors::destinations::{self, takes_fireflies};
 use crate::net::collectors::resolver::{Lookup, Pace, Resolver};
 use crate::net::collectors::sender::{Letter, Outcome, Recipient, Sender};
+use crate::stun::{self, Stun};
 use crate::warn_limited;
 
 /// Where messages come from.
@@ -105,13 +106,26 @@ pub(super) static SPEC: Spec = Spec {
             live: true,
             doc: "UDP port of that collector. Has no effect unless sendToCollector is true.",
         },
+        Key {
+            name: "stun",
+            aliases: &[],
+            kind: Kind::Section(stun::KEYS),
+            default: "null",
+            live: true,
+            doc: "Has the public addresses of this host in fireflies in the place of its private \
+                  ones, where the host is behind NAT; see PUBLIC ADDRESSES. Off unless it is \
+                  there; {} means all of its defaults.",
+        },
     ],
-    check: |section| match collectors(section) {
-        Err(problems) => problems,
-        Ok(collectors) if collectors.is_empty() && !section.bool("sendToDestination") => {
+    check: |section| match (section.section("stun").map(stun::problems), collectors(section)) {
+        (Some(problems), _) if !problems.is_empty() => {
+            problems.into_iter().map(|problem| format!("stun.{problem}")).collect()
+        }
+        (_, Err(problems)) => problems,
+        (_, Ok(collectors)) if collectors.is_empty() && !section.bool("sendToDestination") => {
             vec!["sendToDestination: false, and no collector: there is nothing to send to".into()]
         }
-        Ok(_) => Vec::new(),
+        (_, Ok(_)) => Vec::new(),
     },
     build: |section, _| {
         let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
@@ -229,6 +243,8 @@ impl Plan {
 /// The backend.
 struct Firefly {
     plan: Plan,
+    /// Knows the public addresses, if it is asked for.
+    stun: Option<Stun>,
     sender: Sender,
     counters: Counters,
     backlog: usize,
@@ -242,8 +258,9 @@ impl Firefly {
     fn new(section: &Section, lookup: Lookup, pace: Pace, backlog: usize) -> Result<Self> {
         let sender = Sender::open(NAME, true)?;
         let plan = Plan::new(section, &lookup, pace)?;
+        let stun = start_stun(section, &lookup)?;
         let (counters, section) = (Counters::default(), section.clone());
-        Ok(Firefly { plan, sender, counters, backlog, section, lookup, pace })
+        Ok(Firefly { plan, stun, sender, counters, backlog, section, lookup, pace })
     }
 
     /// Works by `section` from now on. A collector that stays keeps the addresses
@@ -252,8 +269,14 @@ impl Firefly {
         if self.section == *section {
             return;
         }
-        match Plan::new(section, &self.lookup, self.pace) {
-            Ok(mut plan) => {
+        // What is known of public addresses is kept if nothing of it has changed.
+        let same = self.section.section("stun") == section.section("stun");
+        let stun = if same { Ok(None) } else { start_stun(section, &self.lookup) };
+        match stun.and_then(|stun| Ok((stun, Plan::new(section, &self.lookup, self.pace)?))) {
+            Ok((stun, mut plan)) => {
+                if !same {
+                    self.stun = stun;
+                }
                 for collector in &mut plan.collectors {
                     let old = self.plan.collectors.iter().find(|old| old.name == collector.name);
                     if let Some(Collector { addresses, current, .. }) = old {
@@ -301,6 +324,8 @@ impl Firefly {
         let mut shed = 0_u64;
         for event in batch {
             match event {
+                // It is no flow, and so nothing to tell of.
+                Event::Everything(_) => {}
                 Event::Report => {
                     self.flush();
                     self.report();
@@ -325,7 +350,7 @@ impl Firefly {
 
     /// Adds the firefly of a flow for all its recipients.
     fn post(&mut self, flow: &Flow, end: Option<Timestamp>) {
-        let Firefly { plan, sender, counters, .. } = self;
+        let Firefly { plan, stun, sender, counters, .. } = self;
         let Plan { destination_port, collectors, encoder, .. } = plan;
         let destination = destination_port.and_then(|port| {
             let ip = flow.id.dst().ip();
@@ -348,7 +373,8 @@ impl Firefly {
             Some((*address?, Recipient::Collector(index)))
         });
         sender.post(destination.into_iter().chain(collectors), |out| {
-            encoder.encode(flow, end, Timestamp::now(), out);
+            let outside = stun.as_ref().and_then(|stun| stun.outside(flow));
+            encoder.encode(outside.as_ref().unwrap_or(flow), end, Timestamp::now(), out);
         });
         if sender.is_full() {
             self.flush();
@@ -388,7 +414,15 @@ impl Firefly {
              to collectors {collectors}, {unresolved} without an address; \
              {shed} events dropped unsent"
         );
+        if let Some(stun) = &self.stun {
+            info!("backends.firefly.stun: public addresses: {}", stun.report());
+        }
     }
+}
+
+/// What knows the public addresses; none: it is not asked for.
+fn start_stun(section: &Section, lookup: &Lookup) -> Result<Option<Stun>> {
+    section.section("stun").map(|section| Stun::start(section, lookup)).transpose()
 }
 
 /// Logs that there was no room. Each kind has a limit of its own, as each has a

@@ -25,6 +25,7 @@ fn section(to_destination: bool, port: u16, collectors: &[&str]) -> Section {
         ("destinationPort", Value::Int(port.into())),
         ("prependSyslog", Value::Bool(true)),
         ("sendToCollector", Value::Bool(false)),
+        ("stun", Value::Section(None)),
     ];
     Section::new("backends.firefly", values)
 }

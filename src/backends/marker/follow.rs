@@ -21,7 +21,7 @@ use super::attach::Attachment;
 use super::choice::{Link, Wanted, Why};
 use super::programs::{Framing, Programs};
 use crate::error::{Error, Result};
-use crate::net::changes::Changes;
+use crate::net::changes::{Changes, LINKS};
 use crate::net::netlink::Socket;
 use crate::shutdown::{stop_token, Stop, Stopper};
 use crate::warn_limited;
@@ -36,7 +36,7 @@ pub(super) struct View {
 impl View {
     pub(super) fn open() -> Result<Self> {
         // Before anybody looks, so that no change is missed.
-        Ok(View { changes: Changes::open()?, socket: Socket::route()? })
+        Ok(View { changes: Changes::open(LINKS)?, socket: Socket::route()? })
     }
 
     /// All interfaces as they are now.

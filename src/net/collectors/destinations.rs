@@ -29,6 +29,14 @@ impl Collector {
     /// # Errors
     /// Says what is wrong, without the text itself.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_or(text, PORT)
+    }
+
+    /// The same, of another service with another default port.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn parse_or(text: &str, default_port: u16) -> Result<Self, String> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or("the closing ] is missing")?;
@@ -50,7 +58,7 @@ impl Collector {
             },
         };
         let port = match port {
-            None => PORT,
+            None => default_port,
             // Digits only: Rust would take a plus sign.
             Some(port) => Some(port)
                 .filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))

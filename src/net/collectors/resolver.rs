@@ -1,4 +1,4 @@
-//! Keeps the addresses of collectors that are configured by name.
+//! Keeps the addresses of collectors and other servers that are configured by name.
 //!
 //! A thread of its own, since the resolver of the C library blocks for as long as
 //! it likes (getaddrinfo(3)) and start-up, sending and stopping must not wait for
@@ -11,8 +11,9 @@
 //! left behind. It owns nothing that would have to be undone, and it ends by
 //! itself when the look-up returns, or with the process.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -41,6 +42,17 @@ impl Default for Pace {
     fn default() -> Self {
         Pace { refresh: Duration::from_secs(300), retry: Duration::from_secs(10) }
     }
+}
+
+/// Who wants to know.
+#[derive(Debug)]
+pub struct Asker {
+    /// The part, for the log.
+    pub who: &'static str,
+    /// What the names are the names of.
+    pub what: &'static str,
+    /// Gets an octet when there is news. Non-blocking.
+    pub wake: Option<UnixStream>,
 }
 
 /// The thread that looks names up, as its owner sees it.
@@ -74,12 +86,26 @@ impl Resolver {
         lookup: Lookup,
         pace: Pace,
     ) -> Result<Self> {
+        Self::start_for(Asker { who, what: "collector", wake: None }, names, lookup, pace)
+    }
+
+    /// The same for somebody who may sleep while there is no news.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn start_for(
+        asker: Asker,
+        names: Vec<(String, u16)>,
+        lookup: Lookup,
+        pace: Pace,
+    ) -> Result<Self> {
+        let who = asker.who;
         let news = Mutex::new(vec![None; names.len()]);
         let shared = Arc::new(Shared { news, looking: Mutex::new(false) });
         // Room for one: to ask twice is to ask once.
         let (sender, asks) = mpsc::sync_channel(1);
         let names = names.into_iter().map(Name::new).collect();
-        let worker = Worker { who, names, lookup, pace, asks, shared: shared.clone() };
+        let worker = Worker { asker, names, lookup, pace, asks, shared: shared.clone() };
         let thread = thread::Builder::new()
             .name("firefly.names".into())
             .spawn(move || worker.run())
@@ -123,7 +149,7 @@ impl Drop for Resolver {
 
 /// What the thread owns.
 struct Worker {
-    who: &'static str,
+    asker: Asker,
     names: Vec<Name>,
     lookup: Lookup,
     pace: Pace,
@@ -180,8 +206,13 @@ impl Worker {
             }
             let answer = (self.lookup)(&name.host, name.port);
             *lock(&self.shared.looking) = false;
-            all_good &= name.judge(self.who, answer, |addresses| {
+            let Asker { who, what, wake } = &self.asker;
+            all_good &= name.judge(who, what, answer, |addresses| {
                 lock(&self.shared.news)[index] = Some(addresses);
+                if let Some(mut wake) = wake.as_ref() {
+                    // Full: then it is readable.
+                    let _ = wake.write(&[0]);
+                }
             });
         }
         Some(all_good)
@@ -193,6 +224,7 @@ impl Name {
     fn judge(
         &mut self,
         who: &str,
+        what: &str,
         answer: io::Result<Vec<SocketAddr>>,
         take: impl FnOnce(Vec<SocketAddr>),
     ) -> bool {
@@ -208,17 +240,17 @@ impl Name {
         match answer {
             Ok(addresses) => {
                 if self.good == Some(true) {
-                    debug!("{who}: collector {host:?} is at {addresses:?}");
+                    debug!("{who}: {what} {host:?} is at {addresses:?}");
                 } else {
-                    info!("{who}: collector {host:?} is at {}", addresses[0].ip());
+                    info!("{who}: {what} {host:?} is at {}", addresses[0].ip());
                 }
                 take(addresses);
             }
             Err(error) if self.good == Some(false) => {
-                debug!("{who}: cannot look up collector {host:?}: {error}");
+                debug!("{who}: cannot look up {what} {host:?}: {error}");
             }
             Err(error) => {
-                warn_limited!("{who}: cannot look up collector {host:?}: {error}");
+                warn_limited!("{who}: cannot look up {what} {host:?}: {error}");
             }
         }
         self.good = Some(good);
