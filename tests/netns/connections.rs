@@ -85,7 +85,7 @@ pub(super) fn foreign(group: &Group) -> (Object, Link) {
 
 /// All reports so far, and how many were lost.
 fn drain(connections: &mut Connections, seen: &mut [u64; 3]) -> u64 {
-    while let Some(connection) = connections.next() {
+    while let Some(connection) = connections.read() {
         seen[connection.change as usize] += 1;
     }
     seen.iter().sum::<u64>() + connections.lost()
@@ -154,12 +154,12 @@ fn what_is_not_wanted_is_not_reported() {
     let none = Wanted { no_loopback: true, ..Wanted::default() };
     let mut connections = watch(&host, &none);
     here(&host);
-    assert!(connections.next().is_none(), "of loopback");
+    assert!(connections.read().is_none(), "of loopback");
     connections.want(&Wanted::default()).expect("to want others");
     here(&other);
-    assert!(connections.next().is_none(), "of another network namespace");
+    assert!(connections.read().is_none(), "of another network namespace");
     let port = here(&host).local_addr().expect("an address").port();
-    let seen: Vec<_> = std::iter::from_fn(|| connections.next()).collect();
+    let seen: Vec<_> = std::iter::from_fn(|| connections.read()).collect();
     assert!(seen.len() >= 4, "{seen:?}");
     assert!(seen.iter().all(|one| one.local.port() == port || one.remote.port() == port));
     // Sixteen ranges, of which the last fits: the passive end has no report.
@@ -170,7 +170,7 @@ fn what_is_not_wanted_is_not_reported() {
     ports.push(Ports { local: 0..=65_535, remote: to.port()..=to.port() });
     connections.want(&Wanted { ports, no_loopback: false }).expect("to want these");
     drop(host.enter(|| TcpStream::connect(to)).expect("to connect"));
-    let seen: Vec<_> = std::iter::from_fn(|| connections.next()).collect();
+    let seen: Vec<_> = std::iter::from_fn(|| connections.read()).collect();
     assert!(seen.len() >= 2 && seen.iter().all(|one| !one.passive), "{seen:?}");
 }
 
@@ -195,7 +195,7 @@ fn mapped_connections_are_ipv4_and_a_failed_connect_is_closed() {
             drop((client, server));
             let mut seen = Vec::new();
             wait_for("both ends", || {
-                seen.extend(std::iter::from_fn(|| connections.next()));
+                seen.extend(std::iter::from_fn(|| connections.read()));
                 (seen.len() == 6).then_some(())
             });
             for one in &seen {
@@ -209,7 +209,7 @@ fn mapped_connections_are_ipv4_and_a_failed_connect_is_closed() {
         drop(listener);
         TcpStream::connect(("::1", port)).expect_err("nobody listens");
         let changes: Vec<_> =
-            std::iter::from_fn(|| connections.next()).map(|one| one.change).collect();
+            std::iter::from_fn(|| connections.read()).map(|one| one.change).collect();
         assert_eq!(changes, [Change::Opened, Change::Closed]);
     });
 }
@@ -243,7 +243,7 @@ fn the_program_of_somebody_else_works_beside_it() {
     let mut watched = watched.expect("to watch");
     assert_eq!((before.len(), group.programs().len()), (1, 2));
     connect(true, 2);
-    wait_for("its close", || (watched.next()?.change == Change::Closed).then_some(()));
+    wait_for("its close", || (watched.read()?.change == Change::Closed).then_some(()));
     drop(watched);
     assert_eq!(group.programs(), before);
     connect(true, 3);

@@ -33,7 +33,7 @@ impl Connections {
     }
 
     /// There is none.
-    pub fn next(&mut self) -> Option<Connection> {
+    pub fn read(&mut self) -> Option<Connection> {
         match *self {}
     }
 

@@ -47,7 +47,7 @@ impl Connections {
                         for eBPF (5.8)";
             return Err(Error::new(crate::error::Class::Os, text));
         }
-        let mut object = OpenObject::from_memory("connections", CONNECTIONS)?;
+        let mut object = OpenObject::from_memory("connections", &CONNECTIONS.unpack()?)?;
         object.set_rodata(".rodata.here", &here()?)?;
         let object = object.load()?;
         let (reports, filter) = (object.ring_buffer("reports")?, object.map("filter")?);
@@ -79,7 +79,7 @@ impl Connections {
 
     /// The oldest report that has not been taken yet, in the order in which they came.
     /// Does not wait.
-    pub fn next(&mut self) -> Option<Connection> {
+    pub fn read(&mut self) -> Option<Connection> {
         loop {
             if let Some(connection) = decode(&self.reports.pop()?) {
                 return Some(connection);
@@ -160,7 +160,7 @@ fn decode(report: &ConnectionReport) -> Option<Connection> {
         cookie: report.cookie,
         cgroup: (owned && report.cgroup != 0).then_some(report.cgroup),
         uid: owned.then_some(report.uid),
-        process: (report.pid != 0).then(|| Process { pid: report.pid, command }),
+        process: (report.pid != 0).then_some(Process { pid: report.pid, command }),
         time: wall_clock(report.time),
     })
 }
@@ -190,7 +190,7 @@ mod tests {
             assert!(Instant::now() < deadline, "{found:#?}");
             let mut fds = [PollFd::new(connections.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::from(100_u8)).unwrap();
-            while let Some(one) = connections.next() {
+            while let Some(one) = connections.read() {
                 if one.local.port() == port || one.remote.port() == port {
                     found.push(one);
                 }

@@ -5,7 +5,7 @@
 //! ```text
 //! let mut connections = Connections::watch(&root()?, &Wanted::default())?;
 //! // poll(2): POLLIN on `connections`, then until None, or until enough:
-//! while let Some(connection) = connections.next() { ... }
+//! while let Some(connection) = connections.read() { ... }
 //! if connections.lost() > before { /* list the sockets now */ }
 //! ```
 //!

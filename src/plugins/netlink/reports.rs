@@ -71,7 +71,7 @@ impl Reports {
     ) -> std::result::Result<bool, Refused> {
         let mut fresh: Vec<(FlowId, Option<Timestamp>)> = Vec::new();
         for _ in 0..BATCH {
-            let Some(report) = self.watch.next() else { break };
+            let Some(report) = self.watch.read() else { break };
             let Ok(id) = report.flow() else { continue };
             let (cookie, time) = (report.cookie, Some(report.time));
             match report.change {
