@@ -234,11 +234,17 @@ impl Worker {
 
     /// Takes what the resolver has found.
     fn hear_of_servers(&mut self) {
-        while (&self.news).read(&mut [0; 64]).is_ok_and(|length| length > 0) {}
+        let mut buffer = [0; 64];
+        let last = loop {
+            match (&self.news).read(&mut buffer) {
+                Ok(1..) => {}
+                last => break last,
+            }
+        };
         let Worker { resolver, named, servers, locals, .. } = self;
-        let Some(resolver) = resolver else { return };
+        let Some(known) = resolver else { return };
         let mut changed = false;
-        resolver.news(|index, addresses| {
+        known.news(|index, addresses| {
             let server = &mut servers[named[index]];
             changed |= *server != addresses;
             *server = addresses;
@@ -246,6 +252,10 @@ impl Worker {
         if changed {
             let unknown = locals.iter_mut().filter(|local| local.public.is_none());
             unknown.for_each(|local| local.due = Instant::now());
+        }
+        // Its thread is gone, and has said why.
+        if matches!(last, Ok(0)) {
+            *resolver = None;
         }
     }
 
