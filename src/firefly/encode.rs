@@ -184,7 +184,11 @@ mod tests {
     }
 
     fn carried(received: u64, sent: u64) -> Option<Arc<News>> {
-        Some(Arc::new(News { heard: Timestamp(0), usage: Some(Usage { received, sent }) }))
+        Some(Arc::new(News {
+            heard: Timestamp(0),
+            usage: Some(Usage { received, sent }),
+            info: None,
+        }))
     }
 
     fn encoded(hostname: Option<&[u8]>, flow: &Flow, end: Option<Timestamp>) -> String {

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use glowd::config::TOP;
-use glowd::{backends, plugins};
+use glowd::{backends, enrichers, plugins};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
@@ -53,6 +53,10 @@ fn every_key_that_is_live_is_obeyed() {
     live.extend(names("", TOP));
     for spec in plugins::ALL {
         live.extend(names(&format!("plugins.{}.", spec.name), spec.keys));
+    }
+    live.extend(names("enrichers.", enrichers::KEYS));
+    for spec in enrichers::ALL {
+        live.extend(names(&format!("enrichers.{}.", spec.name), spec.keys));
     }
     for spec in backends::ALL {
         live.extend(names(&format!("backends.{}.", spec.name), spec.keys));

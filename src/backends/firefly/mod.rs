@@ -335,6 +335,7 @@ impl Firefly {
                     self.flush();
                     self.reload(section);
                 }
+                Event::Sample(_) => {}
                 _ if behind > self.backlog => shed += 1,
                 Event::Start(flow) => self.post(flow, None),
                 Event::End(flow, end) => self.post(flow, Some(*end)),
