@@ -178,9 +178,12 @@ fn full(block: &mut Block<'_>, tcp: TcpInfo<'_>) {
     });
 }
 
+/// Reads the part of a block that is at an index.
+type Read = fn(&FlowInfo, usize) -> Option<u32>;
+
 fn memory(block: &mut Block<'_>, info: &FlowInfo) {
     block.number("tos", info.tos());
-    let parts: [(_, _, fn(&FlowInfo, usize) -> Option<u32>); 2] = [
+    let parts: [(_, _, Read); 2] = [
         (
             "skMemInfo",
             &[
