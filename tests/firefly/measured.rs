@@ -27,7 +27,7 @@ impl Rig {
         firefly["collectors"] = json!([sink.local_addr().unwrap().to_string()]);
         let daemon = Daemon::start(json!({
             "logLevel": "debug",
-            "plugins": { "namedPipe": {}, "api": {} },
+            "plugins": { "namedPipe": {}, "api": { "bindPort": 0 } },
             "enrichers": { "period": 100, "netlink": {} },
             "backends": { "firefly": firefly },
         }));
