@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use serde_json::{json, Value as Json};
 
 use super::{collected, valid, Stored};
-use crate::common::{receive, wait_for, Daemon};
+use crate::common::{free_port, receive, wait_for, Daemon};
 
 /// A daemon that measures, the pipe lines of a connection, and where its fireflies go.
 struct Rig {
@@ -27,7 +27,7 @@ impl Rig {
         firefly["collectors"] = json!([sink.local_addr().unwrap().to_string()]);
         let daemon = Daemon::start(json!({
             "logLevel": "debug",
-            "plugins": { "namedPipe": {}, "api": { "bindPort": 0 } },
+            "plugins": { "namedPipe": {}, "api": { "bindPort": free_port() } },
             "enrichers": { "period": 100, "netlink": {} },
             "backends": { "firefly": firefly },
         }));

@@ -72,7 +72,7 @@ fn every_key_that_is_live_is_obeyed() {
 /// A flow that a firefly told of lasts with 0, and then no longer than a second.
 fn idle_timeout() {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut config = json!({"idleTimeout": 0, "plugins": {"api": {}, "firefly": {"bindPort": port}},
+    let mut config = json!({"idleTimeout": 0, "plugins": {"api": {"bindPort": free_port()}, "firefly": {"bindPort": port}},
                             "backends": {}});
     let mut daemon = Daemon::start(config.clone());
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&start_of(1), ("127.0.0.1", port)).unwrap();
@@ -105,7 +105,7 @@ fn collectors() {
 /// with `after` it does.
 fn firefly_plugin(key: &str, before: Value, after: Value) {
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut config = json!({"plugins": {"api": {}, "firefly": {"bindPort": port}}, "backends": {}});
+    let mut config = json!({"plugins": {"api": {"bindPort": free_port()}, "firefly": {"bindPort": port}}, "backends": {}});
     config["plugins"]["firefly"][key] = before;
     let mut daemon = Daemon::start(config.clone());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
