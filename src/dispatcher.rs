@@ -22,6 +22,7 @@ use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
+use crate::meter::Meter;
 use crate::metrics::Metrics;
 use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
@@ -93,6 +94,11 @@ impl Dispatcher {
         let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
         metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
         self.metrics = Some(metrics);
+    }
+
+    /// Has flows counted by `meter`.
+    pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        self.table.set_meter(meter);
     }
 
     /// Has the dispatcher tell the service manager how it is while it runs.

@@ -47,6 +47,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod log;
+pub mod meter;
 pub mod metrics;
 pub mod part;
 #[cfg(target_os = "linux")]

@@ -9,6 +9,7 @@ mod prometheus;
 
 use crate::dispatcher::Queue;
 use crate::error::Result;
+use crate::meter::Meter;
 use crate::part;
 
 pub use marker::clean as clean_marker;
@@ -18,6 +19,11 @@ pub(crate) use prometheus::series;
 pub trait Backend: Send {
     /// How many open flows it has room for, since it was built; none: for any number.
     fn capacity(&self) -> Option<u32> {
+        None
+    }
+
+    /// What counts the packets of flows, if it does that. Asked for once, before it runs.
+    fn meter(&mut self) -> Option<Box<dyn Meter>> {
         None
     }
 

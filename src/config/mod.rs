@@ -194,6 +194,36 @@ impl Config {
         Names::open(self.top.text("registryPath"), self.top.text("workDir"), unknown)
     }
 
+    /// Whether the names of experiments and activities in rules, and beside them, are
+    /// registered. Parts say so when they are built; this is for those who only check.
+    ///
+    /// # Errors
+    /// The registry cannot be read, or some are not: a line each.
+    pub fn check_names(&self) -> Result<()> {
+        let names = self.names()?;
+        let registry = names.get();
+        let mut problems = Vec::new();
+        for section in self.sections() {
+            let inner = section.values().iter().filter_map(|(_, value)| match value {
+                Value::Rules(rules) => Some(rules),
+                _ => None,
+            });
+            for section in inner.flatten().chain([section]) {
+                let given = |key| section.has(key) && !section.text(key).is_empty();
+                if given("experiment") && given("activity") {
+                    if let Err((key, problem)) = crate::rules::tag(section, &registry) {
+                        problems.push(format!("{}.{key}: {problem}", section.path()));
+                    }
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::config(problems.join("\n")))
+        }
+    }
+
     /// `enrichers.period`.
     pub fn period(&self) -> Duration {
         Duration::from_millis(self.measuring.int("period"))

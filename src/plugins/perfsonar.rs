@@ -41,7 +41,7 @@ pub(super) static SPEC: Spec = Spec {
         },
         Key {
             name: "activity",
-            aliases: &["activityId", "activityID"],
+            aliases: &["activityId"],
             kind: Kind::Word,
             default: "\"perfSONAR\"",
             live: false,

@@ -210,6 +210,7 @@ fn lookup() -> Lookup {
 fn flow(src: &str, dst: &str) -> Flow {
     let tag = Tag::new(1, 1).unwrap();
     Flow {
+        counted: None,
         id: FlowId::new(Protocol::Tcp, src.parse().unwrap(), dst.parse().unwrap()).unwrap(),
         tag,
         label: 0,
@@ -237,7 +238,7 @@ fn either_end_is_rewritten_and_its_port_stays() {
     }
     assert_eq!(
         stun.report(),
-        "10.0.0.1 is 192.0.2.1, 10.0.0.5 is 192.0.2.5, fd00::5 is 2001:db8::5"
+        "10.0.0.5 is 192.0.2.5, fd00::5 is 2001:db8::5, 10.0.0.1 is 192.0.2.1"
     );
 }
 

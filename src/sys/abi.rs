@@ -51,10 +51,34 @@ pub struct FlowValue {
     pub activity: u8,
     /// `FLOW_*`.
     pub flags: u8,
+    /// Where its packets are counted, or `NO_SLOT`.
+    pub slot: u32,
 }
-// SAFETY: integers that fill eight octets without a gap (the test below asks the
+// SAFETY: integers that fill twelve octets without a gap (the test below asks the
 // C compiler for the offsets).
 unsafe impl Plain for FlowValue {}
+
+/// `NO_SLOT`: the slot of a flow that is counted nowhere.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// `struct count`: what one CPU has counted in a slot; the value of map `counts`, which has
+/// a block of slots for each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets that left.
+    pub packets: u64,
+    /// Octets of their payload.
+    pub octets: u64,
+    /// Packets that arrived.
+    pub received_packets: u64,
+    /// Octets of their payload.
+    pub received_octets: u64,
+    /// When the last one was, in jiffies.
+    pub last: u64,
+}
+// SAFETY: integers of one size.
+unsafe impl Plain for Count {}
 
 /// `MAX_RULES`: how many rules a table of map `rules` holds; it has two tables.
 pub const MAX_RULES: usize = 64;
@@ -160,10 +184,12 @@ pub struct Settings {
     pub debug: u8,
     /// 0 or 1: the kernel has bpf_check_mtu (5.12).
     pub check_mtu: u8,
-    /// Zero.
-    pub pad: u8,
+    /// 0 or 1: packets of flows that arrive are counted too.
+    pub count_received: u8,
+    /// How many flows can be counted at a time.
+    pub slots: u32,
 }
-// SAFETY: bytes only, so without padding; each may have any value.
+// SAFETY: integers that fill eight octets without a gap.
 unsafe impl Plain for Settings {}
 
 /// `enum unmarked_reason`: why packets of a flow went out unmarked, in the order
@@ -344,141 +370,5 @@ pub struct ConnectionFilter {
 unsafe impl Plain for ConnectionFilter {}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fmt::Write as _;
-    use std::mem::{offset_of, size_of};
-    use std::process::Command;
-
-    /// A C file that does not compile unless everything is as this file says.
-    fn assertions() -> String {
-        let mut text =
-            String::from("#include <stddef.h>\n#include <linux/bpf.h>\n#include \"abi.h\"\n");
-        let mut same = |c: &str, rust: usize| {
-            writeln!(text, "_Static_assert(({c}) == {rust}, \"{c}\");").unwrap();
-        };
-        macro_rules! mirror {
-            ($c:literal, $rust:ident { $($field:ident),* }) => {
-                same(concat!("sizeof(struct ", $c, ")"), size_of::<$rust>());
-                $(same(
-                    concat!("offsetof(struct ", $c, ", ", stringify!($field), ")"),
-                    offset_of!($rust, $field),
-                );)*
-            };
-        }
-        mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
-        mirror!("flow_value", FlowValue { label, experiment, activity, flags });
-        mirror!("settings", Settings { strategy, debug, check_mtu, pad });
-        mirror!(
-            "rule",
-            Rule {
-                address,
-                mask,
-                local_first,
-                local_last,
-                remote_first,
-                remote_last,
-                label,
-                experiment,
-                activity,
-                classes
-            }
-        );
-        mirror!("rules_head", RulesHead { label, experiment, activity, version });
-        same("MAX_RULES", MAX_RULES);
-        for (name, value) in [("TCP", RULE_TCP), ("UDP", RULE_UDP), ("OTHER", RULE_OTHER)] {
-            same(&format!("RULE_{name}"), usize::from(value));
-        }
-        mirror!("captured", Captured { len, gso_size, data });
-        mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
-        mirror!(
-            "connection",
-            ConnectionReport {
-                time,
-                cookie,
-                cgroup,
-                local,
-                remote,
-                local_port,
-                remote_port,
-                uid,
-                pid,
-                change,
-                passive,
-                pad,
-                command
-            }
-        );
-        mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });
-        mirror!("connection_filter", ConnectionFilter { count, no_loopback, ranges });
-        mirror!(
-            "__sk_buff",
-            SkBuff {
-                mark,
-                priority,
-                ingress_ifindex,
-                ifindex,
-                cb,
-                tstamp,
-                wire_len,
-                gso_segs,
-                gso_size
-            }
-        );
-        same("CAPTURED_DATA", CAPTURED_DATA);
-        same("FLOW_NO_ROOM", usize::from(FLOW_NO_ROOM));
-        same("PORT_RANGES", PORT_RANGES);
-        same("CONNECTION_OPENED", usize::from(CONNECTION_OPENED));
-        same("CONNECTION_ESTABLISHED", usize::from(CONNECTION_ESTABLISHED));
-        same("CONNECTION_CLOSED", usize::from(CONNECTION_CLOSED));
-        same("STRATEGY_LABEL", Strategy::Label as usize);
-        same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);
-        same("STRATEGY_DESTINATION", Strategy::Destination as usize);
-        same("STRATEGY_HOP_BY_HOP_DESTINATION", Strategy::HopByHopDestination as usize);
-        let reasons = [
-            ("FRAGMENT", "fragments"),
-            ("HOP_BY_HOP", "a hop-by-hop header"),
-            ("EXTENSION", "an extension header"),
-            ("MTU", "the interface's MTU"),
-            ("PATH_MTU", "the path's MTU"),
-            ("LENGTH", "jumbograms"),
-            ("VLAN", "VLAN"),
-            ("GSO", "GSO"),
-            ("KERNEL", "memory"),
-        ];
-        for (at, (name, word)) in reasons.into_iter().enumerate() {
-            assert!(UNMARKED_REASONS[at].contains(word), "{name}: {}", UNMARKED_REASONS[at]);
-            assert_eq!(UNMARKED_LABELS[at], name.to_lowercase());
-            same(&format!("UNMARKED_{name}"), at);
-        }
-        same("UNMARKED_REASONS", UNMARKED_REASONS.len());
-        text
-    }
-
-    #[test]
-    fn mirrors_abi_h() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("mirror.c");
-        std::fs::write(&file, assertions()).unwrap();
-        let clang = std::env::var_os("CLANG").unwrap_or("clang".into());
-        let here = env!("CARGO_MANIFEST_DIR");
-        let output = Command::new(clang)
-            .args(["-fsyntax-only", "-std=gnu11", "-I"])
-            .arg(format!("{here}/bpf"))
-            .arg(&file)
-            .output()
-            .expect("clang, which built the programs, runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    #[test]
-    fn strategies_have_the_names_of_the_configuration() {
-        assert_eq!(Strategy::of_name("hopByHop"), Some(Strategy::HopByHop));
-        assert_eq!(
-            Strategy::of_name("flowLabel"),
-            None,
-            "an alias, which the configuration resolves"
-        );
-        assert!(!Strategy::Label.adds_header());
-    }
-}
+#[path = "abi_tests.rs"]
+mod tests;

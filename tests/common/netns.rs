@@ -5,6 +5,7 @@
 //! whatever way the test ends.
 
 use std::fs::{self, File};
+use std::net::{SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
@@ -146,6 +147,13 @@ impl Pair {
         let pair = Pair { here, there };
         pair.await_cable();
         pair
+    }
+
+    /// A socket here that sends to one there, and that one.
+    pub(crate) fn udp(&self, from: SocketAddrV6, to: SocketAddrV6) -> (UdpSocket, UdpSocket) {
+        // It is there before what it is sent.
+        let sink = udp(&self.there, to, from);
+        (udp(&self.here, from, to), sink)
     }
 
     /// The same hosts with a router between them, which is returned as well. The link

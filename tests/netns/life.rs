@@ -22,8 +22,7 @@ fn udp_is_marked_from_start_to_end() {
     for strategy in STRATEGIES {
         let mut rig = Rig::new(strategy, "auto");
         let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
-        let socket = udp(&rig.pair.here, from, to);
-        let sink = udp(&rig.pair.there, to, from);
+        let (socket, sink) = rig.pair.udp(from, to);
         let send = || {
             (0..COUNT).for_each(|n| assert_eq!(socket.send(&vec![1; n]).expect("to send"), n));
         };
@@ -87,8 +86,7 @@ fn defect_04_a_start_of_udp_marks_udp_and_not_tcp() {
         rig.obey(&line(true, protocol, from, to, ATLAS));
         let ends = ((&rig.pair.here, from), (&rig.pair.there, to));
         Connection::open(ends.0, ends.1, 0).ping_pong(COUNT);
-        let socket = udp(&rig.pair.here, from, to);
-        let sink = udp(&rig.pair.there, to, from);
+        let (socket, sink) = rig.pair.udp(from, to);
         for _ in 0..COUNT {
             socket.send(b"datagram").expect("to send");
             crate::common::receive(&sink, &mut [0; 100]).expect("a datagram");
@@ -155,8 +153,7 @@ fn defect_07_a_repeated_start_keeps_the_label() {
     }
     let mut rig = Rig::new(Strategy::Label, "auto");
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
-    let socket = udp(&rig.pair.here, from, to);
-    let _sink = udp(&rig.pair.there, to, from);
+    let (socket, _sink) = rig.pair.udp(from, to);
     let start = line(true, "udp", from, to, ATLAS);
     rig.obey(&start);
     let first = label(&rig, &socket);
@@ -183,8 +180,7 @@ fn defect_08_after_a_kill_a_restart_works() {
     for attach in ["tcx", "clsact"] {
         let mut rig = Rig::new(Strategy::Label, attach);
         let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
-        let socket = udp(&rig.pair.here, from, to);
-        let _sink = udp(&rig.pair.there, to, from);
+        let (socket, _sink) = rig.pair.udp(from, to);
         let start = line(true, "udp", from, to, ATLAS);
         rig.obey(&start);
         let before = label(&rig, &socket);
@@ -216,8 +212,7 @@ fn the_end_of_the_daemon_is_the_end_of_marking() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut rig = Rig::new(Strategy::HopByHop, "auto");
         let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
-        let socket = udp(&rig.pair.here, from, to);
-        let _sink = udp(&rig.pair.there, to, from);
+        let (socket, _sink) = rig.pair.udp(from, to);
         rig.obey(&line(true, "udp", from, to, ATLAS));
         socket.send(b"datagram").expect("to send");
         assert_eq!(rig.daemon.end_by(signal).code(), Some(0));

@@ -5,7 +5,7 @@ use std::net::{SocketAddrV6, UdpSocket};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::rig::{is_marked, is_plain, line, Strategy, ATLAS};
+use super::rig::{is_marked, is_plain, line, listening, Strategy, ATLAS};
 use crate::common::packet::{Packet, UDP};
 use crate::common::{
     ethernet, ipv6, segment, skip_unless_root, sum, udp, v6, wait_for, Capture, Daemon, Pair,
@@ -54,13 +54,7 @@ fn a_firefly_from_the_other_end_marks_what_leaves_here() {
         return;
     }
     let pair = Pair::new();
-    let daemon = Daemon::start_in(
-        &pair.here,
-        json!({
-            "plugins": {"firefly": {"bindAddress": "::", "allowFrom": [THERE]}},
-            "backends": {"marker": {"targetInterfaces": [DEVICE]}}
-        }),
-    );
+    let daemon = listening(&pair, &json!({"bindAddress": "::", "allowFrom": [THERE]}));
     let capture = Capture::start(&pair.there, DEVICE);
     let reporter = udp(&pair.there, v6(THERE, 999), v6(HERE, PORT));
     let stranger = udp(&pair.here, v6(HERE, 999), v6(HERE, PORT));

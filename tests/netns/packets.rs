@@ -1,5 +1,7 @@
 //! Packets of every shape that a flow's packets can have.
 
+use std::net::UdpSocket;
+
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::rig::{config, each, is_marked, is_plain, line, of, Rig, Strategy, ATLAS, STRATEGIES};
@@ -24,6 +26,14 @@ fn ends() -> (std::net::SocketAddrV6, std::net::SocketAddrV6) {
     (v6(HERE, PORTS.0), v6(THERE, PORTS.1))
 }
 
+/// With a socket that sends packets of the flow, and the one that they are for.
+fn sending(strategy: Strategy) -> (Rig, UdpSocket, UdpSocket) {
+    let rig = rig(strategy);
+    let (from, to) = ends();
+    let (socket, sink) = rig.pair.udp(from, to);
+    (rig, socket, sink)
+}
+
 fn of_flow(packet: &&Packet) -> bool {
     of(UDP, PORTS.0, PORTS.1)(packet) || of(TCP, PORTS.0, PORTS.1)(packet)
 }
@@ -34,10 +44,7 @@ fn defect_01_all_traffic_classes_survive() {
         return;
     }
     for strategy in STRATEGIES {
-        let rig = rig(strategy);
-        let (from, to) = ends();
-        let socket = udp(&rig.pair.here, from, to);
-        let _sink = udp(&rig.pair.there, to, from);
+        let (rig, socket, _sink) = sending(strategy);
         for class in 0..=255 {
             set_traffic_class(&socket, class);
             socket.send(&[class]).expect("to send");
@@ -107,10 +114,7 @@ fn a_packet_never_outgrows_the_mtu() {
         return;
     }
     for strategy in STRATEGIES {
-        let rig = rig(strategy);
-        let (from, to) = ends();
-        let socket = udp(&rig.pair.here, from, to);
-        let sink = udp(&rig.pair.there, to, from);
+        let (rig, socket, sink) = sending(strategy);
         // All that fits a frame: 1500 octets without the headers of IPv6 and UDP.
         let full = 1500 - 40 - 8;
         for size in full - 20..=full {
@@ -135,10 +139,7 @@ fn defect_04_of_fragments_the_first_is_marked() {
         return;
     }
     for strategy in STRATEGIES {
-        let rig = rig(strategy);
-        let (from, to) = ends();
-        let socket = udp(&rig.pair.here, from, to);
-        let sink = udp(&rig.pair.there, to, from);
+        let (rig, socket, sink) = sending(strategy);
         let datagram: Vec<u8> = (0..4000).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let mut buffer = vec![0; 5000];
         for _ in 0..10 {
@@ -229,10 +230,7 @@ fn udp_super_packets_are_marked() {
         return;
     }
     for strategy in STRATEGIES {
-        let rig = rig(strategy);
-        let (from, to) = ends();
-        let socket = udp(&rig.pair.here, from, to);
-        let sink = udp(&rig.pair.there, to, from);
+        let (rig, socket, sink) = sending(strategy);
         setsockopt(&socket, sockopt::UdpGsoSegment, &1000).expect("UDP_SEGMENT");
         let data = [7; 5000];
         for _ in 0..COUNT {

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
-    skip_unless_root, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE, HERE, PATIENCE,
-    THERE,
+    skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE, HERE,
+    PATIENCE, THERE,
 };
 
 /// Where glowd's metrics are.
@@ -352,4 +352,40 @@ fn promtool_accepts_the_alerts_and_each_fires_when_it_should() {
         let fires = format!("alertname: {name}\n        exp_alerts:");
         assert!(tests.contains(&fires), "{name} is not told to fire");
     }
+}
+
+#[test]
+fn packets_and_octets_of_a_tag_are_exact_and_stay_when_its_flows_end() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mut daemon = Daemon::start_in(&pair.here, config(None));
+    let labels = "experiment=\"atlas\",experiment_id=\"2\",activity=\"Production Input\",\
+                  activity_id=\"15\"";
+    let wait = |line: String| {
+        wait_for(&line, || {
+            let (_, body) = get(&pair.here, METRICS, "/metrics", "text/plain")?;
+            body.lines().any(|found| found == line).then_some(())
+        });
+    };
+    let _sink = pair.there.enter(|| UdpSocket::bind("[::]:5001")).expect("a sink");
+    for round in 1..=3_u16 {
+        let ends = (v6(HERE, 40_000 + round), v6(THERE, 5001));
+        let socket = udp(&pair.here, ends.0, ends.1);
+        daemon.write(&line(true, "udp", ends.0, ends.1, ATLAS));
+        wait("glowd_bpf_map_entries{map=\"flows\"} 1".into());
+        for _ in 0..1000 {
+            socket.send(&[7; 100]).expect("to send");
+        }
+        let so_far = || {
+            wait(format!("glowd_tag_packets_total{{{labels}}} {}", 1000 * u32::from(round)));
+            wait(format!("glowd_tag_bytes_total{{{labels}}} {}", 100_000 * u32::from(round)));
+        };
+        so_far();
+        daemon.write(&line(false, "udp", ends.0, ends.1, ATLAS));
+        wait("glowd_bpf_map_entries{map=\"flows\"} 0".into());
+        so_far();
+    }
+    daemon.stop(NONSENSE);
 }

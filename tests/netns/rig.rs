@@ -139,6 +139,12 @@ pub(crate) fn config(marker: &Value) -> Value {
     json!({ "plugins": { "namedPipe": {} }, "backends": { "marker": marker } })
 }
 
+/// A daemon that marks what fireflies tell of.
+pub(crate) fn listening(pair: &Pair, plugin: &Value) -> Daemon {
+    let backends = json!({ "marker": { "targetInterfaces": [DEVICE] } });
+    Daemon::start_in(&pair.here, json!({ "plugins": { "firefly": plugin }, "backends": backends }))
+}
+
 impl Rig {
     pub(crate) fn new(strategy: Strategy, attach: &str) -> Self {
         Self::on(Pair::new(), strategy, attach)

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use super::rig::{line, Rig, Strategy, ATLAS, STRATEGIES};
-use crate::common::{binary, skip_unless_root, udp, v6, Nobody, DEVICE, HERE, THERE};
+use crate::common::{binary, skip_unless_root, v6, Nobody, DEVICE, HERE, THERE};
 
 #[test]
 fn watch_shows_the_tag_of_each_flow_once_on_both_hosts() {
@@ -14,11 +14,9 @@ fn watch_shows_the_tag_of_each_flow_once_on_both_hosts() {
     for strategy in STRATEGIES {
         let mut rig = Rig::new(strategy, "auto");
         let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
-        let socket = udp(&rig.pair.here, from, to);
-        let _sink = udp(&rig.pair.there, to, from);
+        let (socket, _sink) = rig.pair.udp(from, to);
         let (plain_from, plain_to) = (v6(HERE, 40_001), v6(THERE, 5002));
-        let plain = udp(&rig.pair.here, plain_from, plain_to);
-        let _plain_sink = udp(&rig.pair.there, plain_to, plain_from);
+        let (plain, _plain_sink) = rig.pair.udp(plain_from, plain_to);
         rig.obey(&line(true, "udp", from, to, ATLAS));
         let what = if strategy == Strategy::Label { "flow label" } else { "option" };
         for way in ["out", "in"] {

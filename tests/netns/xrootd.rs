@@ -12,11 +12,11 @@ use nix::unistd::User;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::rig::{each, is_marked, is_plain, Strategy, ATLAS_OUTPUT};
+use super::rig::{each, is_marked, is_plain, listening, Strategy, ATLAS_OUTPUT};
 use crate::common::packet::{Packet, TCP};
 use crate::common::{
-    ethernet, ipv6, segment, skip_unless_root, v6, wait_for, Capture, Daemon, Namespace, Pair,
-    RawSender, DEVICE, HERE, THERE,
+    ethernet, ipv6, segment, skip_unless_root, v6, wait_for, Capture, Namespace, Pair, RawSender,
+    DEVICE, HERE, THERE,
 };
 
 const PORT: u16 = 1094;
@@ -114,13 +114,7 @@ fn what_xrootd_serves_is_marked_from_its_firefly_to_the_next() {
         return;
     }
     let pair = Pair::new();
-    let daemon = Daemon::start_in(
-        &pair.here,
-        json!({
-            "plugins": {"firefly": {}},
-            "backends": {"marker": {"targetInterfaces": [DEVICE]}}
-        }),
-    );
+    let daemon = listening(&pair, &json!({}));
     let server = XRootD::start(&pair.here);
     let capture = Capture::start(&pair.there, DEVICE);
     server.copy(&pair.there, &format!("?scitag.flow={SCITAG}"));

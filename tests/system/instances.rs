@@ -1,11 +1,8 @@
 //! Two instances beside each other, each with its own file and interface.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
 use serde_json::{json, Value};
 
-use crate::common::{wait_for, DEVICE, PATIENCE};
+use crate::common::{wait_for, DEVICE};
 use crate::machine::{Machine, Probe};
 use crate::rig::Strategy;
 
@@ -19,12 +16,7 @@ fn config(device: &str, port: u16) -> Value {
 
 /// How many flows the instance with that port has open.
 fn open(machine: &Machine, port: u16) -> usize {
-    let stream = machine.pair.here.enter(|| TcpStream::connect(("127.0.0.1", port)));
-    let mut stream = stream.expect("the API");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    write!(stream, "GET /flows HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = machine.get(port, "/flows");
     let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
     let body: Value = serde_json::from_str(body).expect("JSON");
     body["flows"].as_array().or(body.as_array()).expect("flows").len()

@@ -2,7 +2,8 @@
 //! being a capture's. glowd is installed there as the package does it.
 
 use std::fs::{self, Permissions};
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 use serde_json::{json, Value};
 
 use crate::common::packet::Packet;
-use crate::common::{udp, v6, wait_for, Capture, Pair, DEVICE, HERE, PATIENCE, THERE};
+use crate::common::{v6, wait_for, Capture, Pair, DEVICE, HERE, PATIENCE, THERE};
 use crate::rig::{is_marked, is_plain, line, Strategy, ATLAS};
 
 /// systemd-nspawn(1) locks its tree.
@@ -194,6 +195,18 @@ impl Machine {
         String::from_utf8_lossy(&self.output(&words).stdout).into_owned()
     }
 
+    /// What the API on that port answers, with its head.
+    pub(crate) fn get(&self, port: u16, path: &str) -> String {
+        let stream = self.pair.here.enter(|| TcpStream::connect(("127.0.0.1", port)));
+        let mut stream = stream.expect("the API");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let head = "Host: localhost\r\nConnection: close";
+        write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n\r\n").expect("to ask");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
     /// Starts a capture on the far side.
     pub(crate) fn capture(&self) -> Capture {
         Capture::start(&self.pair.there, DEVICE)
@@ -265,8 +278,7 @@ pub(crate) struct Probe<'m> {
 impl<'m> Probe<'m> {
     pub(crate) fn new(machine: &'m Machine, capture: &'m Capture, strategy: Strategy) -> Self {
         let (from, to) = (v6(HERE, PROBE.0), v6(THERE, PROBE.1));
-        let sink = udp(&machine.pair.there, to, from);
-        let socket = udp(&machine.pair.here, from, to);
+        let (socket, sink) = machine.pair.udp(from, to);
         Probe { machine, capture, strategy, socket, _sink: sink, sent: 0 }
     }
 

@@ -1,13 +1,13 @@
 //! The refresh of the registry: by its own service, from a server of the test.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde_json::{json, Value};
 
-use crate::common::{wait_for, PATIENCE};
+use crate::common::wait_for;
 use crate::machine::{source, Machine};
 
 const UNIT: &str = "glowd-registry.service";
@@ -81,17 +81,6 @@ fn refresh(machine: &Machine) -> bool {
     machine.output(&["systemctl", "start", UNIT]).status.success()
 }
 
-/// The flows that the API shows.
-fn flows(machine: &Machine) -> String {
-    let stream = machine.pair.here.enter(|| TcpStream::connect("127.0.0.1:7777"));
-    let mut stream = stream.expect("the API");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    write!(stream, "GET /flows HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
 #[test]
 fn a_refresh_brings_a_new_name_to_the_running_daemon() {
     let machine = Machine::with_service(&json!({}));
@@ -113,7 +102,7 @@ fn a_refresh_brings_a_new_name_to_the_running_daemon() {
     wait_for("the name", || {
         let line = "start udp ::1 9 ::1 1009 another First Light";
         assert!(machine.write_as("glowd", "/run/glowd/np", line));
-        let flows = flows(&machine);
+        let flows = machine.get(7777, "/flows");
         (flows.contains("\"another\"") && flows.contains("\"First Light\"")).then_some(())
     });
     machine.run(&["systemctl", "enable", "--now", "glowd-registry.timer"]);

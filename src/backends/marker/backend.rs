@@ -10,6 +10,7 @@ use log::{debug, error, info};
 
 use super::choice::Wanted;
 use super::follow::{Follower, Names, View};
+use super::meter::Slots;
 use super::programs::Programs;
 use super::rules::{self, Table};
 use super::tag::{self, Newest};
@@ -19,6 +20,7 @@ use crate::dispatcher::{Event, Queue};
 use crate::error::{Error, Result};
 use crate::flow::{Flow, Tag};
 use crate::log::limit::Limit;
+use crate::meter::Meter;
 use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
 use crate::metrics::{interfaces, Count, Metrics};
 use crate::part::Context;
@@ -39,6 +41,8 @@ pub(super) struct Marker {
     /// What a plugin wants all other packets to carry.
     everything: Option<Tag>,
     registry: Arc<registry::Names>,
+    /// None: it was given away, or there is none.
+    meter: Option<Slots>,
     /// How many entries map `flows` has room for.
     capacity: u32,
     /// How many entries map `flows` has.
@@ -71,6 +75,7 @@ impl Marker {
             newest: section.bool("matchAll").then(Newest::default),
             everything: None,
             registry: context.names.clone(),
+            meter: follower.programs().meter()?,
             capacity: context.max_flows,
             entries: Arc::default(),
             names: follower.names(),
@@ -83,6 +88,9 @@ impl Marker {
         let (unmarked, entries, capacity) =
             (self.unmarked.clone(), self.entries.clone(), self.capacity);
         let names = self.names.clone();
+        if let Some(meter) = &self.meter {
+            metrics.read_packets_by(meter.reader());
+        }
         metrics.add(move |writer| {
             writer.number(&MAP_ENTRIES, &["flows"], entries.get());
             writer.number(&MAP_ENTRIES_LIMIT, &["flows"], capacity.into());
@@ -217,6 +225,10 @@ impl Marker {
 impl Backend for Marker {
     fn capacity(&self) -> Option<u32> {
         Some(self.capacity)
+    }
+
+    fn meter(&mut self) -> Option<Box<dyn Meter>> {
+        Some(Box::new(self.meter.take()?))
     }
 
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {

@@ -80,14 +80,19 @@ fn a_restart_after_kill_9_needs_no_help_in_a_container() {
             other.kill();
             assert_eq!(state(), there, "the filter outlives its maker");
             // What is waited for is that it dies with its parent.
-            if cleans {
-                eventually("the rest is removed", || clean(&[]).is_ok());
-            } else {
-                eventually("the successor starts", || clsact().is_ok());
-            }
+            goes(cleans);
             assert_eq!(state(), before);
         }
     });
+}
+
+/// Waits until what a dead one left is removed by `marker clean`, or by a successor.
+fn goes(cleans: bool) {
+    if cleans {
+        eventually("the rest is removed", || clean(&[]).is_ok());
+    } else {
+        eventually("the successor starts", || clsact().is_ok());
+    }
 }
 
 /// The holder is outside of the process namespace of who asks.
@@ -144,11 +149,7 @@ fn what_may_be_of_a_live_glowd_stays_only_while_that_cannot_be_told() {
             assert_eq!(state(), there);
             // Children of other tests may have a copy for a moment.
             drop(squatter);
-            if cleans {
-                eventually("the rest is removed", || clean(&[]).is_ok());
-            } else {
-                eventually("the successor starts", || clsact().is_ok());
-            }
+            goes(cleans);
             assert_eq!(state(), before);
         }
     });

@@ -1,0 +1,242 @@
+//! The flow table, event by event.
+
+use super::*;
+use crate::flow::Protocol;
+
+const API: (&str, Authority) = ("api", Authority::Told);
+const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
+const FIREFLY: (&str, Authority) = ("firefly", Authority::Heard);
+const FINDER: (&str, Authority) = ("netlink", Authority::Found);
+
+fn event(state: FlowState, port: u16, activity: u64) -> FlowEvent {
+    let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
+    let dst = "[2001:db8::2]:1094".parse().unwrap();
+    FlowEvent {
+        state,
+        id: FlowId::new(Protocol::Tcp, src, dst).unwrap(),
+        tag: Tag::new(2, activity).unwrap(),
+        time: None,
+        application: None,
+        usage: None,
+    }
+}
+
+fn table() -> FlowTable {
+    FlowTable::new(EntropyKey::of_this_boot())
+}
+
+#[test]
+fn a_flow_opens_once_and_closes_once() {
+    let mut table = table();
+    let opened = table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+    let Change::Opened(flow) = opened else { panic!("{opened:?}") };
+    assert_eq!((flow.start, flow.source), (Timestamp(5), "api"));
+    assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
+    let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
+    assert_eq!(again, Change::Repeated);
+    let news = News { heard: Timestamp(6), usage: None, info: None };
+    let flow = Flow { news: Some(Arc::new(news)), ..flow };
+    assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
+    let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
+    assert_eq!(closed, Change::Closed(flow), "with the flow's own tag");
+    let unknown = table.apply(event(FlowState::End, 7, 16), API, Timestamp(8));
+    assert_eq!((unknown, table.count()), (Change::Unknown, 0));
+}
+
+/// Defect 7 of the peers: a repeated start drew the entropy anew.
+#[test]
+fn defect_07_entropy_lasts_for_the_life_of_the_flow() {
+    let mut labels = Vec::new();
+    for _ in 0..2 {
+        // A new table is what a restart makes.
+        let mut table = table();
+        table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+        table.apply(event(FlowState::Start, 7, 16), API, Timestamp(6));
+        labels.extend(table.flows().iter().map(|flow| flow.label));
+    }
+    assert_eq!(labels.len(), 2);
+    assert_eq!(labels[0], labels[1]);
+}
+
+#[test]
+fn an_ongoing_event_updates_totals_and_opens_what_is_not_open() {
+    let usage = |sent| Some(Usage { received: 1, sent });
+    let told = |state, time, usage: Option<Usage>| FlowEvent {
+        time: Some(Timestamp(time)),
+        usage: usage.map(Box::new),
+        ..event(state, 7, 16)
+    };
+    let mut table = table();
+    let opened = table.apply(told(FlowState::Ongoing, 3, usage(10)), FIREFLY, Timestamp(5));
+    let Change::Opened(flow) = opened else { panic!("{opened:?}") };
+    assert_eq!((flow.start, flow.heard(), flow.usage()), (Timestamp(3), Timestamp(5), usage(10)));
+    // It says nothing of the tag and the start of a flow that is known.
+    for (sent, at) in [(20, 6), (30, 7)] {
+        let other =
+            FlowEvent { tag: Tag::new(3, 1).unwrap(), ..told(FlowState::Ongoing, 4, usage(sent)) };
+        assert_eq!(table.apply(other, API, Timestamp(at)), Change::Goes);
+        let news = News { heard: Timestamp(at), usage: usage(sent), info: None };
+        let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
+        assert_eq!(table.flows(), [now]);
+    }
+    let closed = table.apply(told(FlowState::End, 9, None), FIREFLY, Timestamp(9));
+    let Change::Closed(closed) = closed else { panic!("{closed:?}") };
+    assert_eq!(closed.usage(), usage(30), "the last totals that were told");
+}
+
+/// As when the network changes the order of datagrams, or a firefly comes back.
+#[test]
+fn late_news_open_no_flow_again() {
+    let at = |state, time| FlowEvent { time: Some(Timestamp(time)), ..event(state, 7, 16) };
+    let mut table = table();
+    table.apply(at(FlowState::Start, 10), FIREFLY, Timestamp(11));
+    table.apply(at(FlowState::End, 20), FIREFLY, Timestamp(21));
+    for (state, time) in [(FlowState::Start, 10), (FlowState::Ongoing, 19)] {
+        assert_eq!(table.apply(at(state, time), FIREFLY, Timestamp(22)), Change::Stale);
+    }
+    let next = table.apply(at(FlowState::Start, 20), FIREFLY, Timestamp(23));
+    assert!(matches!(next, Change::Opened(_)), "the same 5-tuple, used again: {next:?}");
+    table.apply(at(FlowState::End, 30), FIREFLY, Timestamp(31));
+    // Who does not say when means now.
+    let now = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(32));
+    assert!(matches!(now, Change::Opened(_)), "{now:?}");
+    // The end overtook the start.
+    let early = FlowEvent { time: Some(Timestamp(50)), ..event(FlowState::End, 8, 16) };
+    assert_eq!(table.apply(early, FIREFLY, Timestamp(51)), Change::Unknown);
+    let late = FlowEvent { time: Some(Timestamp(40)), ..event(FlowState::Start, 8, 16) };
+    assert_eq!(table.apply(late, FIREFLY, Timestamp(52)), Change::Stale);
+}
+
+/// Two daemons that report to each other: each hears what it has said.
+#[test]
+fn the_echo_of_a_new_tag_changes_nothing() {
+    use FlowState::{End, Start};
+    let at = |state, activity, time| FlowEvent {
+        time: Some(Timestamp(time)),
+        ..event(state, 7, activity)
+    };
+    let mut table = table();
+    table.apply(event(Start, 7, 16), PIPE, Timestamp(5));
+    table.apply(event(Start, 7, 15), PIPE, Timestamp(9));
+    for echo in [at(Start, 16, 5), at(End, 16, 9)] {
+        assert_eq!(table.apply(echo, FIREFLY, Timestamp(10)), Change::Stale);
+    }
+    assert_eq!(table.apply(at(Start, 15, 9), FIREFLY, Timestamp(10)), Change::Repeated);
+    assert_eq!(table.flows()[0].tag.activity(), 15);
+    // Its own end counts, also by a clock of whole seconds.
+    let second = 1_000_000;
+    table.apply(at(End, 15, 20), FIREFLY, Timestamp(20));
+    table.apply(at(Start, 16, 5 * second + 7), FIREFLY, Timestamp(6 * second));
+    let before = table.apply(at(End, 16, 4 * second), FIREFLY, Timestamp(6 * second));
+    assert_eq!(before, Change::Stale, "of the flow before");
+    let own = table.apply(at(End, 16, 5 * second), FIREFLY, Timestamp(6 * second));
+    assert!(matches!(own, Change::Closed(_)), "{own:?}");
+}
+
+#[test]
+fn silent_is_who_was_only_heard_and_long_ago() {
+    let mut table = table();
+    let silent = |table: &FlowTable, then| {
+        let mut ports: Vec<_> =
+            table.silent_since(Timestamp(then)).iter().map(|(id, _)| id.src().port()).collect();
+        ports.sort_unstable();
+        ports
+    };
+    for (port, who) in [(1, API), (2, FIREFLY), (3, FIREFLY), (4, FINDER), (5, FIREFLY)] {
+        table.apply(event(FlowState::Start, port, 16), who, Timestamp(10));
+    }
+    assert_eq!(silent(&table, 9), [0; 0]);
+    assert_eq!(silent(&table, 10), [2, 3, 5]);
+    // Each kind of news counts, and who is told of a flow ends it.
+    table.apply(event(FlowState::Ongoing, 2, 16), FIREFLY, Timestamp(20));
+    table.apply(event(FlowState::Start, 3, 16), FIREFLY, Timestamp(20));
+    table.apply(event(FlowState::Start, 5, 16), API, Timestamp(11));
+    assert_eq!(silent(&table, 19), [0; 0]);
+    assert_eq!(silent(&table, 20), [2, 3]);
+}
+
+#[test]
+fn who_tells_in_order_may_open_a_flow_again_as_it_was() {
+    let start = || FlowEvent { time: Some(Timestamp(5)), ..event(FlowState::Start, 7, 16) };
+    let mut table = table();
+    for _ in 0..2 {
+        let opened = table.apply(start(), API, Timestamp(8));
+        assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
+        table.apply(event(FlowState::End, 7, 16), API, Timestamp(9));
+    }
+    assert_eq!(table.apply(start(), FIREFLY, Timestamp(10)), Change::Stale);
+    // A clock that is ahead bars nothing.
+    let end = FlowEvent { time: Some(Timestamp(1 << 60)), ..event(FlowState::End, 7, 16) };
+    table.apply(end, FIREFLY, Timestamp(11));
+    let next = FlowEvent { time: Some(Timestamp(12)), ..event(FlowState::Start, 7, 16) };
+    let opened = table.apply(next, FIREFLY, Timestamp(13));
+    assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
+}
+
+#[test]
+fn another_tag_ends_the_old_flow_and_starts_the_new() {
+    let mut table = table();
+    table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+    let change = table.apply(event(FlowState::Start, 7, 15), API, Timestamp(9));
+    let Change::Retagged { old, new } = change else { panic!("{change:?}") };
+    assert_eq!((old.tag.activity(), old.start), (16, Timestamp(5)));
+    assert_eq!((new.tag.activity(), new.start), (15, Timestamp(9)));
+    assert_eq!(old.label & 0xC_0103, new.label & 0xC_0103);
+    assert_eq!(table.flows(), vec![new]);
+}
+
+#[test]
+fn who_was_told_knows_better_than_who_found() {
+    use FlowState::{End, Start};
+    let mut table = table();
+    let mut apply =
+        |state, activity, who| match table.apply(event(state, 7, activity), who, Timestamp(5)) {
+            Change::Opened(flow) => format!("opened {}", flow.tag.activity()),
+            Change::Closed(flow) => format!("closed {}", flow.tag.activity()),
+            Change::Retagged { new, .. } => format!("retagged {}", new.tag.activity()),
+            other => format!("{other:?}"),
+        };
+    // What was found may be corrected and ended by who was told.
+    assert_eq!(apply(Start, 1, FINDER), "opened 1");
+    assert_eq!(apply(Start, 2, FINDER), "retagged 2");
+    assert_eq!(apply(Start, 3, API), "retagged 3");
+    // Not the other way round, but among equals the last one counts.
+    assert_eq!(apply(Start, 1, FINDER), "Outranked");
+    assert_eq!(apply(End, 1, FINDER), "Outranked");
+    assert_eq!(apply(Start, 4, PIPE), "retagged 4");
+    assert_eq!(apply(End, 4, API), "closed 4");
+    assert_eq!(apply(End, 1, FINDER), "Unknown");
+    // Who is told of what was found takes it over.
+    assert_eq!(apply(Start, 1, FINDER), "opened 1");
+    assert_eq!(apply(Start, 1, API), "Repeated");
+    assert_eq!(apply(End, 1, FINDER), "Outranked");
+    assert_eq!(apply(End, 1, PIPE), "closed 1");
+}
+
+#[test]
+fn admission_never_exceeds_its_limit() {
+    let room = Admission::new(3);
+    assert!(room.reserve(2));
+    assert!(!room.reserve(2), "all or nothing");
+    assert!(room.reserve(1));
+    assert!(!room.reserve(1));
+    room.release(3);
+    assert!(room.reserve(3) && !room.reserve(usize::MAX));
+    assert_eq!(room.reserve_growth(isize::MAX), None);
+}
+
+#[test]
+fn a_lower_limit_leaves_what_is_open_and_lets_nothing_in() {
+    let room = Admission::new(5);
+    assert!(room.reserve(5) && !room.is_over());
+    room.set_limit(3);
+    assert!(room.is_over() && room.reserve(0) && !room.reserve(1));
+    assert_eq!(room.reserve_growth(0), None, "as many as before are too many");
+    assert_eq!(room.reserve_growth(-1), None);
+    assert_eq!(room.reserve_growth(-2), Some(0), "three are not");
+    room.release(3);
+    assert_eq!(room.reserve_growth(1), Some(1));
+    assert!(!room.is_over() && !room.reserve(1) && room.limit() == 3);
+    room.set_limit(4);
+    assert!(room.reserve(1));
+}
