@@ -46,10 +46,11 @@ pub(crate) fn hold() -> bool {
 }
 
 /// Processes that hold connections; they end with it.
-struct Held(Vec<Child>);
+#[derive(Default)]
+pub(crate) struct Held(Vec<Child>);
 
 impl Held {
-    fn add(&mut self, connections: usize) {
+    pub(crate) fn add(&mut self, connections: usize) {
         let mut left = connections;
         while left > 0 {
             let count = left.min(PER_PROCESS);

@@ -215,20 +215,40 @@ pub(super) fn write(rows: &[Row<'_>], units: Units, format: Format, out: &mut Ve
             let Some(value) = (series.read)(*reading) else { continue };
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(labels.as_bytes());
-            // Writing to a Vec cannot fail.
-            let _ = match (series.unit, units) {
+            out.extend_from_slice(b"} ");
+            match (series.unit, units) {
                 (Unit::Time, Units::Flowd) => {
-                    writeln!(out, "}} {}.{:03}", value / 1000, value % 1000)
+                    number(value / 1000, out);
+                    // Writing to a Vec cannot fail.
+                    let _ = write!(out, ".{:03}", value % 1000);
                 }
-                (Unit::Rate, Units::Flowd) => writeln!(out, "}} {}", value.saturating_mul(8)),
-                _ => writeln!(out, "}} {value}"),
-            };
+                (Unit::Rate, Units::Flowd) => number(value.saturating_mul(8), out),
+                _ => number(value, out),
+            }
+            out.push(b'\n');
         }
         if out.len() == head {
             out.truncate(start);
         }
     }
     write_algorithms(rows, units, format, out);
+}
+
+/// Writes a number; the formatting macros take three times as long, and a scrape of
+/// 10,000 flows has 300,000 of them.
+fn number(mut value: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        // Less than ten.
+        digits[at] = b'0' + u8::try_from(value % 10).unwrap_or(0);
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
 }
 
 fn write_algorithms(rows: &[Row<'_>], units: Units, format: Format, out: &mut Vec<u8>) {
@@ -264,6 +284,15 @@ fn write_algorithms(rows: &[Row<'_>], units: Units, format: Format, out: &mut Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_written_as_they_are() {
+        for value in [0, 9, 10, 12_345, u64::MAX] {
+            let mut out = Vec::new();
+            number(value, &mut out);
+            assert_eq!(out, value.to_string().as_bytes());
+        }
+    }
 
     #[test]
     fn each_name_is_there_once_in_either_units() {
