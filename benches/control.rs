@@ -24,6 +24,7 @@ const DST_PORT: u16 = 1094;
 
 pub(crate) const SECTIONS: &[crate::Section] = &[
     ("latency", latency),
+    ("connect", connect),
     ("pipe", || Binary::each(pipe_throughput)),
     ("api", api),
     ("firefly", fireflies),
@@ -91,6 +92,63 @@ fn latency() {
     let figure = |times: &mut [f64], share| format!("{:.0} us", percentile(times, share));
     row("pipe line to map entry, p50", figure(&mut times, 0.5), "<= 60 us (flowd-go 122)");
     row("pipe line to map entry, p99", figure(&mut times, 0.99), "<= 500 us (flowd-go 3600)");
+}
+
+/// From connect(2), before whose SYN the kernel reports it, until packets are marked; and
+/// what the reports cost who connects.
+fn connect() {
+    in_own_network();
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let life = || {
+        let before = Instant::now();
+        for _ in 0..2000 {
+            let client = TcpStream::connect(to).unwrap();
+            let server = listener.accept().unwrap();
+            drop(client);
+            drop(server);
+        }
+        before.elapsed().as_secs_f64() / 2000.0 * 1e6
+    };
+    let alone = life();
+    let rule = json!({"remotePort": to.port(), "experiment": 2, "activity": 16});
+    for (name, plugin) in [
+        ("iperf3", json!({"minDestinationPort": to.port(), "maxDestinationPort": to.port()})),
+        ("netlink", json!({"rules": [rule], "includePrivate": true})),
+    ] {
+        let mut config = marker();
+        config["plugins"][name] = plugin;
+        let daemon = Daemon::start(config);
+        let flows: Map<FlowKey, FlowValue> = Map::newest("flows").unwrap();
+        let mut times = Vec::new();
+        for _ in 0..2000 {
+            let before = Instant::now();
+            let client = TcpStream::connect(to).unwrap();
+            let from = client.local_addr().unwrap();
+            let key = FlowKey {
+                src: Ipv6Addr::LOCALHOST.octets(),
+                dst: Ipv6Addr::LOCALHOST.octets(),
+                src_port: from.port().to_be_bytes(),
+                dst_port: to.port().to_be_bytes(),
+                protocol: 6,
+                pad: [0; 3],
+            };
+            while flows.lookup(&key).is_err() {
+                assert!(before.elapsed() < Duration::from_secs(5), "not our map, or not found");
+                thread::yield_now();
+            }
+            times.push(before.elapsed().as_secs_f64() * 1e6);
+            drop(client);
+            drop(listener.accept().unwrap());
+        }
+        let figure = |times: &mut [f64], share| format!("{:.0} us", percentile(times, share));
+        let what = |share| format!("connect() to map entry, plugin {name}, {share}");
+        row(&what("p50"), figure(&mut times, 0.5), "<= 200 us");
+        row(&what("p99"), figure(&mut times, 0.99), "<= 1000 us");
+        let (what, told) = (format!("connect, accept and close, told to {name}"), life());
+        row(&what, format!("{told:.0} us"), &format!("{alone:.0} us by themselves"));
+        drop(daemon);
+    }
 }
 
 fn pipe_throughput(binary: Binary) {

@@ -69,11 +69,18 @@ fn live(
     life: mpsc::Sender<Life>,
     news: &mpsc::Receiver<Life>,
 ) -> Result<()> {
-    let context = Context { max_flows: config.max_flows(), names: Arc::new(config.names()?) };
+    let names = Arc::new(config.names()?);
+    let context = Context { max_flows: config.max_flows(), names, period: config.period() };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
         let backend = (spec.build)(section, &context).at(section.path())?;
         backends.push((spec.name, backend));
+    }
+    let mut enrichers = Vec::new();
+    for (spec, section) in &config.enrichers {
+        let mut enricher = (spec.build)(section, &context).at(section.path())?;
+        let last_look = enricher.last_look().at(section.path())?;
+        enrichers.push((spec.name, enricher, last_look));
     }
     let mut plugins = Vec::new();
     for (spec, section) in &config.plugins {
@@ -98,10 +105,18 @@ fn live(
         let queue = dispatcher.attach(name);
         workers.start(format!("backends.{name}"), move || backend.run(queue))?;
     }
+    let mut watches = Vec::new();
+    for (name, enricher, last_look) in enrichers {
+        watches.push((name, enricher, dispatcher.watch(name, last_look)));
+    }
     workers.start("dispatcher", move || {
         dispatcher.run();
         Ok(())
     })?;
+    for (name, enricher, watch) in watches {
+        let (out, stop) = (inlet.clone(), stop.clone());
+        workers.start(format!("enrichers.{name}"), move || enricher.run(watch, out, stop))?;
+    }
     for (name, plugin) in plugins {
         let (out, stop) = (inlet.for_source(name), stop.clone());
         workers.start(format!("plugins.{name}"), move || plugin.run(out, stop))?;

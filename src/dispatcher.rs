@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp, Usage};
+use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
@@ -64,6 +65,9 @@ pub struct Dispatcher {
     idle_timeout: Option<Duration>,
     /// When to look for such flows again.
     next_look: Instant,
+    /// The queues of those who measure flows: they get no samples.
+    watchers: Vec<Outlet>,
+    last_looks: Vec<LastLook>,
 }
 
 impl Dispatcher {
@@ -83,6 +87,8 @@ impl Dispatcher {
             pulse: None,
             idle_timeout: None,
             next_look: Instant::now(),
+            watchers: Vec::new(),
+            last_looks: Vec::new(),
         };
         (dispatcher, inlet)
     }
@@ -105,8 +111,17 @@ impl Dispatcher {
 
     /// A queue for the backend called `name`.
     pub fn attach(&mut self, name: &'static str) -> Queue {
-        let (outlet, queue) = queue(name);
+        let (outlet, queue) = queue(format!("backends.{name}"));
         self.outlets.push(outlet);
+        queue
+    }
+
+    /// A queue for the enricher called `name`, which tells it of the flows that are
+    /// open. With `last_look` flows are looked at when they end.
+    pub fn watch(&mut self, name: &'static str, last_look: Option<LastLook>) -> Queue {
+        let (outlet, queue) = queue(format!("enrichers.{name}"));
+        self.watchers.push(outlet);
+        self.last_looks.extend(last_look);
         queue
     }
 
@@ -122,6 +137,7 @@ impl Dispatcher {
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Malformed(events) => self.counters.malformed += events,
                 Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
+                Message::Samples(samples) => self.measure(samples),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {
@@ -207,7 +223,9 @@ impl Dispatcher {
         self.set_idle_timeout(idle_timeout);
         self.admission.set_limit(max_flows as usize);
         for (name, section) in sections {
-            if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.name == name) {
+            let mut parts = self.outlets.iter_mut();
+            let path = format!("backends.{name}");
+            if let Some(outlet) = parts.find(|outlet| outlet.name == path) {
                 outlet.send(Arc::new(vec![Event::Reload(section)]));
             }
         }
@@ -276,6 +294,13 @@ impl Dispatcher {
                 tickets += 1;
             }
             let told = event.tag;
+            if state == FlowState::End && self.table.contains(&id) {
+                for look in &mut self.last_looks {
+                    if let Some(info) = look(&id) {
+                        self.table.measure(&id, info);
+                    }
+                }
+            }
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
                     let Flow { tag, label, .. } = flow;
@@ -285,7 +310,11 @@ impl Dispatcher {
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
-                    about(Some(flow.tag)).debug(format_args!("over"));
+                    match flow.usage() {
+                        None => about(Some(flow.tag)).debug(format_args!("over")),
+                        Some(Usage { received, sent }) => about(Some(flow.tag))
+                            .debug(format_args!("over, {sent} octets sent, {received} received")),
+                    }
                     // Room for another, unless there is none since the limit was lowered.
                     if self.admission.is_over() {
                         self.admission.release(1);
@@ -335,8 +364,18 @@ impl Dispatcher {
             return;
         }
         let batch = Arc::new(events);
-        for outlet in &mut self.outlets {
+        for outlet in self.outlets.iter_mut().chain(&mut self.watchers) {
             outlet.send(batch.clone());
+        }
+    }
+
+    /// Keeps samples, and hands them to the backends.
+    fn measure(&mut self, samples: Vec<(FlowId, FlowInfo)>) {
+        let table = &mut self.table;
+        let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info));
+        let batch = Arc::new(flows.map(Event::Sample).collect::<Vec<_>>());
+        if !batch.is_empty() {
+            self.outlets.iter_mut().for_each(|outlet| outlet.send_samples(batch.clone()));
         }
     }
 

@@ -29,7 +29,8 @@ fn with_dispatcher(room: u32, talk: impl FnOnce(&Inlet)) -> Vec<(FlowState, u16)
         told.extend(batch.iter().filter_map(|event| match event {
             Event::Start(flow) => Some((Start, flow.id.src().port())),
             Event::End(flow, _) => Some((End, flow.id.src().port())),
-            Event::Everything(_) | Event::Report | Event::Reload(_) => None,
+            Event::Everything(_) | Event::Sample(_) => None,
+            Event::Report | Event::Reload(_) => None,
         }));
     }
     assert_eq!(queue.depth(), 0);
@@ -132,6 +133,7 @@ fn a_section_reaches_its_backend_only_and_in_order() {
             Event::Everything(_) => "everything",
             Event::Report => "report",
             Event::Reload(_) => "reload",
+            Event::Sample(_) => "sample",
         };
         batches.iter().flat_map(|batch| batch.iter()).map(word).collect::<Vec<_>>()
     });
@@ -211,4 +213,107 @@ fn a_flow_of_which_nothing_is_heard_ends() {
     assert!(inlet.send_all(vec![event(Start, 12)]).is_err());
     drop((inlet, heard));
     thread.join().unwrap();
+}
+
+/// A sample as sock_diag would give it, of a connection that has sent so many octets.
+fn sample(cookie: u64, sent: u64) -> crate::flow_info::FlowInfo {
+    let mut info = vec![0; 248];
+    info[0] = 1;
+    info[200..208].copy_from_slice(&sent.to_ne_bytes());
+    let head = [252_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat();
+    let attribute = [head, info].concat();
+    let attributes = crate::net::attributes::Attributes(&attribute);
+    crate::flow_info::FlowInfo::new(Timestamp(sent), cookie, attributes)
+}
+
+#[test]
+fn samples_belong_to_open_flows_and_the_last_one_goes_with_the_end() {
+    let (mut dispatcher, inlet) = Dispatcher::new(5, EntropyKey::of_this_boot());
+    let backend = dispatcher.attach("test");
+    // Nobody but the first has a socket when it ends.
+    let look: LastLook = Box::new(|id| (id.src().port() == 1).then(|| sample(7, 30)));
+    let watch = dispatcher.watch("test", Some(look));
+    let thread = thread::spawn(|| dispatcher.run());
+    let id = |port| event(Start, port).id;
+    inlet.send_all((1..=3).map(|port| event(Start, port)).collect()).unwrap();
+    assert!(inlet.samples(vec![
+        (id(1), sample(7, 10)),
+        (id(2), sample(8, 20)),
+        (id(9), sample(9, 1))
+    ]));
+    // Another socket with the same ports is not the flow's.
+    assert!(inlet.samples(vec![(id(2), sample(88, 5)), (id(2), sample(8, 25))]));
+    inlet.send_all((1..=3).map(|port| event(End, port)).collect()).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+
+    let told = std::iter::from_fn(|| backend.recv()).flat_map(|batch| batch.to_vec());
+    let sent = |flow: &Flow| flow.usage().map(|usage| usage.sent);
+    let told: Vec<_> = told
+        .filter_map(|event| match event {
+            Event::Sample(flow) => {
+                let before = flow.info().unwrap().before;
+                Some(("sample", flow.id.src().port(), sent(&flow), before))
+            }
+            Event::End(flow, _) => Some(("end", flow.id.src().port(), sent(&flow), None)),
+            _ => None,
+        })
+        .collect();
+    let before = Some(Timestamp(20));
+    assert_eq!(
+        told,
+        [
+            ("sample", 1, Some(10), None),
+            ("sample", 2, Some(20), None),
+            ("sample", 2, Some(25), before),
+            ("end", 1, Some(30), None),
+            ("end", 2, Some(25), None),
+            ("end", 3, None, None),
+        ]
+    );
+    let watched = std::iter::from_fn(|| watch.recv()).flat_map(|batch| batch.to_vec());
+    assert!(watched.into_iter().all(|event| !matches!(event, Event::Sample(_))));
+}
+
+#[test]
+fn what_a_sender_counts_comes_before_what_is_measured() {
+    let (mut dispatcher, inlet) = Dispatcher::new(5, EntropyKey::of_this_boot());
+    let backend = dispatcher.attach("test");
+    let thread = thread::spawn(|| dispatcher.run());
+    inlet.send_all(vec![event(Start, 1)]).unwrap();
+    assert!(inlet.samples(vec![(event(Start, 1).id, sample(7, 10))]));
+    let usage = Some(Box::new(Usage { received: 1, sent: 2 }));
+    inlet.send_all(vec![FlowEvent { usage, ..event(End, 1) }]).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+    let told = std::iter::from_fn(|| backend.recv()).flat_map(|batch| batch.to_vec());
+    let Some(Event::End(flow, _)) = told.last() else { panic!("no end") };
+    assert_eq!(flow.usage(), Some(Usage { received: 1, sent: 2 }));
+    assert!(flow.info().is_some());
+}
+
+#[test]
+fn samples_are_the_first_to_go_when_a_backend_is_behind() {
+    let (mut dispatcher, inlet) = Dispatcher::new(5, EntropyKey::of_this_boot());
+    let backend = dispatcher.attach("test");
+    let thread = thread::spawn(|| dispatcher.run());
+    inlet.send_all(vec![event(Start, 1)]).unwrap();
+    let id = event(Start, 1).id;
+    for sent in 0..1000 {
+        let samples = (0..200).map(|_| (id, sample(7, sent))).collect::<Vec<_>>();
+        // Which waits for nobody, so this does.
+        while !inlet.samples(samples.clone()) {
+            inlet.count().unwrap();
+        }
+    }
+    inlet.send_all(vec![event(End, 1)]).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+    let told: Vec<_> = std::iter::from_fn(|| backend.recv()).collect();
+    let samples: usize = told.iter().map(|batch| batch.len()).sum::<usize>() - 2;
+    assert!((100_000..=100_200).contains(&samples), "{samples}");
+    let Some(Event::End(flow, _)) = told.last().and_then(|batch| batch.last()) else {
+        panic!("no end");
+    };
+    assert_eq!(flow.usage().map(|usage| usage.sent), Some(999), "the table has them all");
 }

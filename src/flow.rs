@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::flow_info::FlowInfo;
+
 /// The transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -364,13 +366,15 @@ pub struct Flow {
     pub news: Option<Arc<News>>,
 }
 
-/// What was told of an open flow besides its start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was told of an open flow besides its start, and measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
     /// When something was last heard of it: a clock reading of this host.
     pub heard: Timestamp,
     /// What it has carried so far, if a sender counted it.
     pub usage: Option<Usage>,
+    /// The last sample of it, if an enricher takes any.
+    pub info: Option<Arc<FlowInfo>>,
 }
 
 impl Flow {
@@ -379,9 +383,16 @@ impl Flow {
         self.news.as_ref().map_or(self.start, |news| news.heard)
     }
 
-    /// What it has carried so far, if a sender counted it.
+    /// What it has carried so far: as a sender counted it, or as it was measured. A
+    /// sender knows of the flow alone, where a connection may carry many in turn.
     pub fn usage(&self) -> Option<Usage> {
-        self.news.as_ref().and_then(|news| news.usage)
+        let news = self.news.as_ref()?;
+        news.usage.or_else(|| news.info.as_ref()?.usage())
+    }
+
+    /// The last sample of it, if an enricher takes any.
+    pub fn info(&self) -> Option<&FlowInfo> {
+        self.news.as_ref()?.info.as_deref()
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
+use crate::flow_info::FlowInfo;
 
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
@@ -167,7 +168,24 @@ impl Stored {
     /// Takes note of an event at `now`.
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
         let usage = usage.or_else(|| self.news.as_ref()?.usage);
-        self.news = Some(Arc::new(News { heard: now, usage }));
+        let info = self.news.as_ref().and_then(|news| news.info.clone());
+        self.news = Some(Arc::new(News { heard: now, usage, info }));
+    }
+
+    /// Keeps a sample, unless it is of another socket than the one before.
+    fn measure(&mut self, mut info: FlowInfo) -> bool {
+        let news = self.news.as_deref();
+        let before = news.and_then(|news| news.info.as_ref());
+        if before.is_some_and(|before| before.cookie != info.cookie) {
+            return false;
+        }
+        info.before = before.map(|before| before.time);
+        self.news = Some(Arc::new(News {
+            heard: news.map_or(self.start, |news| news.heard),
+            usage: news.and_then(|news| news.usage),
+            info: Some(Arc::new(info)),
+        }));
+        true
     }
 }
 
@@ -246,6 +264,13 @@ impl FlowTable {
         }
     }
 
+    /// Keeps a sample of a flow. Returns the flow, if it is open and the sample of the
+    /// socket that it has had.
+    pub fn measure(&mut self, id: &FlowId, info: FlowInfo) -> Option<Flow> {
+        let stored = self.flows.get_mut(id)?;
+        stored.measure(info).then(|| stored.flow(*id, &self.key))
+    }
+
     /// A table that was once large does not stay so for good.
     fn give_memory_back(&mut self) {
         if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
@@ -316,7 +341,7 @@ mod tests {
         assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
         let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
         assert_eq!(again, Change::Repeated);
-        let news = News { heard: Timestamp(6), usage: None };
+        let news = News { heard: Timestamp(6), usage: None, info: None };
         let flow = Flow { news: Some(Arc::new(news)), ..flow };
         assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
         let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
@@ -362,7 +387,7 @@ mod tests {
                 ..told(FlowState::Ongoing, 4, usage(sent))
             };
             assert_eq!(table.apply(other, API, Timestamp(at)), Change::Goes);
-            let news = News { heard: Timestamp(at), usage: usage(sent) };
+            let news = News { heard: Timestamp(at), usage: usage(sent), info: None };
             let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
             assert_eq!(table.flows(), [now]);
         }

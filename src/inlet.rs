@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Section;
-use crate::flow::{Flow, FlowEvent, FlowState, Tag};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag};
+use crate::flow_info::FlowInfo;
 use crate::flow_table::{Admission, Authority};
 
 /// Which plugin tells, and how it knows.
@@ -29,6 +30,7 @@ pub(crate) enum Message {
     Count(Sender<usize>),
     Malformed(u64),
     Everything(Option<Tag>),
+    Samples(Vec<(FlowId, FlowInfo)>),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -165,6 +167,12 @@ impl Inlet {
     pub fn everything(&self, tag: Option<Tag>) {
         // A daemon that is stopping marks no more.
         let _ = self.messages.send(Message::Everything(tag));
+    }
+
+    /// Hands samples over, and waits for nobody: while the dispatcher is behind they are
+    /// given up, which is what false says.
+    pub fn samples(&self, samples: Vec<(FlowId, FlowInfo)>) -> bool {
+        self.messages.try_send(Message::Samples(samples)).is_ok()
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so

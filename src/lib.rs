@@ -15,6 +15,7 @@
 
 pub mod firefly;
 pub mod flow;
+pub mod flow_info;
 pub mod registry;
 pub mod rules;
 pub mod scitag;
@@ -30,6 +31,7 @@ pub mod queue;
 pub mod stun;
 
 pub mod backends;
+pub mod enrichers;
 
 pub mod daemon;
 pub mod pid_file;

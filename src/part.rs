@@ -6,6 +6,7 @@
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Key, Section};
 use crate::error::Result;
@@ -36,13 +37,15 @@ pub struct Context {
     pub max_flows: u32,
     /// What experiments and activities are called.
     pub names: Arc<Names>,
+    /// How often flows are measured (`enrichers.period`).
+    pub period: Duration,
 }
 
 impl Context {
     /// For up to `max_flows` flows, with the registry in the binary.
     pub fn new(max_flows: u32) -> Self {
         let names = Names::fixed(Registry::snapshot(), Unknown::Accept);
-        Context { max_flows, names: Arc::new(names) }
+        Context { max_flows, names: Arc::new(names), period: Duration::from_secs(1) }
     }
 }
 

@@ -10,6 +10,7 @@ use log::warn;
 
 use crate::config::Section;
 use crate::flow::{Flow, Tag, Timestamp};
+use crate::warn_limited;
 
 /// Depth of a backend's queue, in events, over which a warning is due.
 const DEEP: usize = 100_000;
@@ -23,6 +24,8 @@ pub enum Event {
     End(Flow, Timestamp),
     /// From now on packets that nothing else gives a tag carry this one, or none again.
     Everything(Option<Tag>),
+    /// An open flow was measured ([`Flow::info`]). These are left out where a queue is long.
+    Sample(Flow),
     /// The administrator asks for the counters (SIGUSR1).
     Report,
     /// The backend's section has changed (SIGHUP): what follows is worked on by this
@@ -65,18 +68,31 @@ impl Queue {
 
 /// The dispatcher's end of a backend's queue.
 pub(crate) struct Outlet {
-    pub(crate) name: &'static str,
+    /// The path of the part, such as `backends.marker`.
+    pub(crate) name: String,
     batches: Sender<Batch>,
     depth: Arc<AtomicUsize>,
     deep: bool,
+    /// Batches of samples that were left out.
+    left_out: u64,
 }
 
 impl Outlet {
+    /// Adds a batch of samples, unless the queue is long.
+    pub(crate) fn send_samples(&mut self, batch: Batch) {
+        if self.depth.load(Ordering::Relaxed) < DEEP {
+            return self.send(batch);
+        }
+        self.left_out += batch.len() as u64;
+        let (name, left_out) = (&self.name, self.left_out);
+        warn_limited!("{name}: too far behind for {left_out} samples of flows so far");
+    }
+
     /// Adds a batch. It never waits.
     pub(crate) fn send(&mut self, batch: Batch) {
         let depth = self.depth.fetch_add(batch.len(), Ordering::Relaxed) + batch.len();
         if depth > DEEP && !self.deep {
-            warn!("backends.{}: {depth} events behind", self.name);
+            warn!("{}: {depth} events behind", self.name);
             self.deep = true;
         } else if depth < DEEP / 2 {
             self.deep = false;
@@ -86,10 +102,10 @@ impl Outlet {
     }
 }
 
-/// A queue for the backend called `name`.
-pub(crate) fn queue(name: &'static str) -> (Outlet, Queue) {
+/// A queue for the part with that path.
+pub(crate) fn queue(name: String) -> (Outlet, Queue) {
     let (sender, batches) = mpsc::channel();
     let depth = Arc::new(AtomicUsize::new(0));
-    let outlet = Outlet { name, batches: sender, depth: depth.clone(), deep: false };
+    let outlet = Outlet { name, batches: sender, depth: depth.clone(), deep: false, left_out: 0 };
     (outlet, Queue { batches, depth })
 }

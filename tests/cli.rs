@@ -215,7 +215,7 @@ fn defect_12_failures_have_their_exit_status() {
         format!(
             "glowd: {path}:2:1: plugin: this version of glowd does not know this key: did you \
              mean \"plugins\"? (known: pidPath, workDir, maxFlows, idleTimeout, registryPath, unknownIds, stunServers, log, logLevel, plugins, \
-             backends)"
+             enrichers, backends)"
         ),
     ];
     for words in [&["run"][..], &["conf"], &["conf", "--check"]] {

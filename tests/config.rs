@@ -108,6 +108,27 @@ fn damaged_configurations_are_judged_too() {
 }
 
 #[test]
+fn names_that_are_not_registered_are_found_by_who_checks() {
+    let check = |rules: &str| {
+        let text = format!(r#"{{"plugins": {{"netlink": {rules}}}, "backends": {{}}}}"#);
+        let config = Config::parse(&text, "c").unwrap_or_else(|error| panic!("{error}"));
+        config.check_names().map_err(|error| error.to_string())
+    };
+    let good = r#"{"rules": [{"localPort": 1, "experiment": "Atlas", "activity": 16}]}"#;
+    assert_eq!(check(good), Ok(()));
+    let wrong = r#"{"experiment": 512, "activity": 1, "rules": [
+        {"localPort": 1, "experiment": "altas", "activity": 1},
+        {"localPort": 1, "experiment": 2, "activity": "Stagign"}]}"#;
+    let problems = [
+        "plugins.netlink.rules[0].experiment: \"altas\" is no experiment: did you mean \"atlas\"?",
+        "plugins.netlink.rules[1].activity: \"Stagign\" is no activity of atlas: did you mean \
+         \"Staging\"?",
+        "plugins.netlink.experiment: experiment 512 is out of range (1 to 511)",
+    ];
+    assert_eq!(check(wrong), Err(problems.join("\n")));
+}
+
+#[test]
 fn the_shipped_file_is_accepted_and_says_what_is_documented() {
     let shipped = Config::load(&root().join("conf.json")).unwrap();
     assert_eq!(shipped.notes, [], "nothing to remark on");

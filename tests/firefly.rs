@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // the helpers are tests too
 
+mod measured;
+
 use std::net::UdpSocket;
 use std::sync::LazyLock;
 use std::thread::{self, JoinHandle};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 use glowd::config::{Kind, Section, Value};
 use glowd::dispatcher::{Dispatcher, Inlet};
 use glowd::entropy::EntropyKey;
-use glowd::firefly::{Encoder, MAX_LEN};
+use glowd::firefly::{Encoder, Stage, MAX_LEN};
 use glowd::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Timestamp};
 use glowd::part::Context;
 use regex::Regex;
@@ -121,7 +123,7 @@ fn section(values: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
         match key.kind {
             Kind::Bool => Value::Bool(default.as_bool().unwrap()),
             Kind::Int { .. } => Value::Int(default.as_i64().unwrap()),
-            Kind::Text => Value::Text(default.as_str().unwrap().into()),
+            Kind::Text | Kind::Choice(_) => Value::Text(default.as_str().unwrap().into()),
             Kind::List => Value::List(serde_json::from_value(default).unwrap()),
             Kind::Section(_) => Value::Section(None),
             _ => panic!("{} is of another kind", key.name),
@@ -244,7 +246,12 @@ fn odd_hostnames_do_not_lose_the_firefly() {
     ] {
         for end in [None, Some(start)] {
             let mut datagram = Vec::new();
-            Encoder::new(Some(name.as_bytes())).encode(&flow, end, start, &mut datagram);
+            Encoder::new(Some(name.as_bytes())).encode(
+                &flow,
+                end.map_or(Stage::Start, Stage::End),
+                start,
+                &mut datagram,
+            );
             let datagram = String::from_utf8(datagram).unwrap();
             let stored = collected(&datagram).unwrap_or_else(|| panic!("{datagram}"));
             assert_eq!((&*stored.host, &stored.document), (host, &valid(&datagram)));

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glowd::{backends, plugins};
+use glowd::{backends, enrichers, plugins};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +45,8 @@ fn snake_case(key: &str) -> String {
 fn a_part_is_in_the_file_that_its_key_names() {
     let plugins = plugins::ALL.iter().map(|spec| ("plugins", spec.name));
     let backends = backends::ALL.iter().map(|spec| ("backends", spec.name));
-    for (folder, key) in plugins.chain(backends) {
+    let enrichers = enrichers::ALL.iter().map(|spec| ("enrichers", spec.name));
+    for (folder, key) in plugins.chain(enrichers).chain(backends) {
         let stem = snake_case(key);
         let folder = root().join("src").join(folder);
         let file = folder.join(format!("{stem}.rs")).exists();

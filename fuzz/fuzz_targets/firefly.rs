@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use glowd::firefly::{decode, Encoder, Header};
+use glowd::firefly::{decode, Encoder, Header, Stage};
 use glowd::flow::{Flow, FlowState, News, Tag, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
@@ -45,11 +45,11 @@ fn judge(datagram: &[u8]) {
         start,
         source: "fuzz",
         application: event.application,
-        news: Some(Arc::new(News { heard: start, usage: report.usage })),
+        news: Some(Arc::new(News { heard: start, usage: report.usage, info: None })),
     };
     let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
     let mut written = Vec::new();
-    Encoder::new(Some(b"host")).encode(&flow, end, start, &mut written);
+    Encoder::new(Some(b"host")).encode(&flow, end.map_or(Stage::Start, Stage::End), start, &mut written);
     let read = decode(&written, Header::Always).expect("our own");
     assert_eq!((read.id, read.ids), (report.id, report.ids));
     assert_eq!((read.start, read.end), (Some(start), end));

@@ -5,7 +5,7 @@ use super::flags::{Command, Flag, COMMANDS, FLAGS};
 use super::help::wrap;
 use crate::config::{Key, Kind, TOP};
 use crate::part::Spec;
-use crate::{backends, plugins};
+use crate::{backends, enrichers, plugins};
 
 /// A manual page.
 pub struct Page {
@@ -35,6 +35,8 @@ const SLOTS: &[(&str, Fill)] = &[
     ("!!options!!", || FLAGS.iter().map(flag).collect()),
     ("!!top!!", || TOP.iter().map(key).collect()),
     ("!!plugins!!", || plugins::ALL.iter().map(|spec| part(spec)).collect()),
+    ("!!measuring!!", || enrichers::KEYS.iter().map(key).collect()),
+    ("!!enrichers!!", || enrichers::ALL.iter().map(|spec| part(spec)).collect()),
     ("!!backends!!", || backends::ALL.iter().map(|spec| part(spec)).collect()),
 ];
 
@@ -166,6 +168,8 @@ mod tests {
             assert!(all.contains(&format!("Fl Fl {}", escape(flag.long))), "--{}", flag.long);
         }
         let parts = plugins::ALL.iter().map(|spec| spec.keys);
+        let parts =
+            parts.chain(enrichers::ALL.iter().map(|spec| spec.keys)).chain([enrichers::KEYS]);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.keys));
         for key in parts.chain([TOP]).flatten() {
             let inner = if let Kind::Rules(keys) = key.kind { keys } else { &[] };

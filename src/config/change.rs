@@ -7,6 +7,7 @@ use std::fmt;
 use super::key::{Key, Value};
 use super::value::shorten_to;
 use super::{Config, Section, TOP};
+use crate::enrichers;
 use crate::part::Spec;
 
 /// The longest text of a value in a message, in characters.
@@ -71,6 +72,8 @@ impl Config {
         let mut changes = Vec::new();
         values(&mut changes, TOP, &self.top, &new.top);
         parts(&mut changes, &self.plugins, &new.plugins);
+        values(&mut changes, enrichers::KEYS, &self.measuring, &new.measuring);
+        parts(&mut changes, &self.enrichers, &new.enrichers);
         parts(&mut changes, &self.backends, &new.backends);
         changes
     }
@@ -79,8 +82,10 @@ impl Config {
     pub fn adopt(&mut self, change: &Change) {
         let Change::Value { section: path, key, new, .. } = change else { return };
         let plugins = self.plugins.iter_mut().map(|(_, section)| section);
+        let enrichers = self.enrichers.iter_mut().map(|(_, section)| section);
         let backends = self.backends.iter_mut().map(|(_, section)| section);
-        let mut sections = std::iter::once(&mut self.top).chain(plugins).chain(backends);
+        let own = [&mut self.top, &mut self.measuring];
+        let mut sections = own.into_iter().chain(plugins).chain(enrichers).chain(backends);
         if let Some(section) = sections.find(|section| section.path() == path) {
             section.set(key.name, new.clone());
         }
@@ -172,7 +177,8 @@ mod tests {
 
     /// A configuration of all parts.
     fn all() -> Config {
-        let mut all = json!({ "plugins": {}, "backends": {} });
+        let mut all = json!({ "plugins": {}, "enrichers": {}, "backends": {} });
+        enrichers::ALL.iter().for_each(|spec| all["enrichers"][spec.name] = json!({}));
         plugins::ALL.iter().for_each(|spec| all["plugins"][spec.name] = json!({}));
         backends::ALL.iter().for_each(|spec| all["backends"][spec.name] = json!({}));
         config(&all)
@@ -187,11 +193,16 @@ mod tests {
         let plugins = plugins::ALL.iter();
         let plugins =
             plugins.flat_map(|spec| spec.keys.iter().map(named(format!("plugins.{}", spec.name))));
+        let enrichers = enrichers::ALL.iter();
+        let enrichers = enrichers
+            .flat_map(|spec| spec.keys.iter().map(named(format!("enrichers.{}", spec.name))));
+        let measuring = enrichers::KEYS.iter().map(named("enrichers".into()));
+        let enrichers = measuring.chain(enrichers);
         let backends = backends::ALL.iter();
         let backends = backends
             .flat_map(|spec| spec.keys.iter().map(named(format!("backends.{}", spec.name))));
         let mut seen = 0;
-        for (section, key) in top.chain(plugins).chain(backends) {
+        for (section, key) in top.chain(plugins).chain(enrichers).chain(backends) {
             let Some(old) = key.default_value() else {
                 assert!(matches!(key.kind, Kind::Retired) && !key.live, "{}", key.name);
                 continue;

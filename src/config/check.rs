@@ -180,6 +180,30 @@ impl<'t> Judge<'t> {
         let names: Vec<_> =
             specs.iter().map(|spec| Name { canonical: spec.name, aliases: spec.aliases }).collect();
         let given = self.members(path, node, what, &names);
+        self.given_parts(path, given, specs)
+    }
+
+    /// The same, in an object that has keys of its own beside the parts.
+    pub(super) fn keys_and_parts<T: ?Sized>(
+        &mut self,
+        (path, what): (&str, &str),
+        node: Node<'t>,
+        keys: &'static [Key],
+        specs: &[&'static Spec<T>],
+    ) -> (Section, Vec<(&'static Spec<T>, Section)>) {
+        let parts = specs.iter().map(|s| Name { canonical: s.name, aliases: s.aliases });
+        let names: Vec<_> = keys.iter().map(Name::of_key).chain(parts).collect();
+        let mut given = self.members(path, node, what, &names);
+        let parts = given.split_off(keys.len());
+        (self.section(path, keys, given), self.given_parts(path, parts, specs))
+    }
+
+    fn given_parts<T: ?Sized>(
+        &mut self,
+        path: &str,
+        given: Vec<Option<Member<'t>>>,
+        specs: &[&'static Spec<T>],
+    ) -> Vec<(&'static Spec<T>, Section)> {
         let mut parts = Vec::new();
         for (spec, given) in specs.iter().zip(given) {
             let Some(member) = given else { continue };
@@ -449,7 +473,8 @@ mod tests {
             r#"{"plugins": {"iperf3": {}}}"#,
             r#"{"backends": {"sink": {"enrich": true}}}"#,
             r#"{"plugins": {"": {}}}"#,
-            r#"{"enrichers": {}}"#,
+            r#"{"enrichers": {"netlnk": {}}}"#,
+            r#"{"enrichers": {"perod": 1000}}"#,
         ] {
             let problems = problems(text);
             assert_eq!(problems.len(), 1, "{problems:?}");

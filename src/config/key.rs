@@ -103,7 +103,7 @@ fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S:
 mod tests {
     use super::*;
     use crate::config::TOP;
-    use crate::{backends, plugins};
+    use crate::{backends, enrichers, plugins};
 
     fn distinct<'n>(place: &str, names: impl Iterator<Item = (&'n str, &'n [&'n str])>) {
         let mut seen: Vec<String> = Vec::new();
@@ -119,21 +119,25 @@ mod tests {
 
     #[test]
     fn the_tables_are_sound() {
-        let top = [("plugins", &[][..]), ("backends", &[])];
+        let top = [("plugins", &[][..]), ("enrichers", &[]), ("backends", &[])];
         let names = |keys: &'static [Key]| keys.iter().map(|key| (key.name, key.aliases));
         distinct("top level", names(TOP).chain(top));
         distinct("plugins", plugins::ALL.iter().map(|spec| (spec.name, spec.aliases)));
+        let enrichers = enrichers::ALL.iter().map(|spec| (spec.name, spec.aliases));
+        distinct("enrichers", names(enrichers::KEYS).chain(enrichers));
         distinct("backends", backends::ALL.iter().map(|spec| (spec.name, spec.aliases)));
 
         let plugins = plugins::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
         let backends = backends::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
-        for (part, summary, keys) in plugins.chain(backends) {
+        let enrichers = enrichers::ALL.iter().map(|spec| (spec.name, spec.summary, spec.keys));
+        for (part, summary, keys) in plugins.chain(enrichers).chain(backends) {
             assert!(!summary.is_empty() && !summary.ends_with('.'), "{part}: {summary:?}");
             distinct(part, names(keys));
         }
         let plugins = plugins::ALL.iter().flat_map(|spec| spec.keys);
         let backends = backends::ALL.iter().flat_map(|spec| spec.keys);
-        for key in TOP.iter().chain(plugins).chain(backends) {
+        let enrichers = enrichers::ALL.iter().flat_map(|spec| spec.keys).chain(enrichers::KEYS);
+        for key in TOP.iter().chain(plugins).chain(enrichers).chain(backends) {
             let name = key.name;
             // Panics if it is not of its kind.
             let default = key.default_value();

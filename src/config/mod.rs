@@ -26,7 +26,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use crate::error::{Error, Result};
 use crate::log::Destination;
 use crate::registry::{Names, Unknown};
-use crate::{backends, plugins};
+use crate::{backends, enrichers, plugins};
 
 pub use change::Change;
 pub use key::{Choice, Key, Kind, Value};
@@ -45,6 +45,10 @@ pub struct Config {
     top: Section,
     /// The plugins that it asks for.
     pub plugins: Vec<(&'static plugins::Spec, Section)>,
+    /// What holds for all enrichers.
+    measuring: Section,
+    /// The enrichers that it asks for.
+    pub enrichers: Vec<(&'static enrichers::Spec, Section)>,
     /// The backends that it asks for.
     pub backends: Vec<(&'static backends::Spec, Section)>,
     /// What the operator should know of it.
@@ -109,7 +113,7 @@ impl Config {
                 Ok(_) => Err(Error::internal("no configuration and no problem")),
             };
         };
-        let parts = ["plugins", "backends"];
+        let parts = ["plugins", "enrichers", "backends"];
         let names: Vec<_> = TOP
             .iter()
             .map(check::Name::of_key)
@@ -117,8 +121,21 @@ impl Config {
             .collect();
         let mut given = judge.members("", root, "key", &names);
         let backends_node = given.pop().flatten();
+        let enrichers_node = given.pop().flatten();
         let plugins_node = given.pop().flatten();
+        let none = || enrichers::KEYS.iter().map(|_| None).collect();
+        let (measuring, enrichers) = match enrichers_node {
+            Some(member) => judge.keys_and_parts(
+                ("enrichers", "enricher or key"),
+                member.value,
+                enrichers::KEYS,
+                enrichers::ALL,
+            ),
+            None => (judge.section("enrichers", enrichers::KEYS, none()), Vec::new()),
+        };
         let mut config = Config {
+            measuring,
+            enrichers,
             top: judge.section("", TOP, given),
             plugins: plugins_node.map_or_else(Vec::new, |member| {
                 judge.parts("plugins", "plugin", member.value, plugins)
@@ -177,6 +194,41 @@ impl Config {
         Names::open(self.top.text("registryPath"), self.top.text("workDir"), unknown)
     }
 
+    /// Whether the names of experiments and activities in rules, and beside them, are
+    /// registered. Parts say so when they are built; this is for those who only check.
+    ///
+    /// # Errors
+    /// The registry cannot be read, or some are not: a line each.
+    pub fn check_names(&self) -> Result<()> {
+        let names = self.names()?;
+        let registry = names.get();
+        let mut problems = Vec::new();
+        for section in self.sections() {
+            let inner = section.values().iter().filter_map(|(_, value)| match value {
+                Value::Rules(rules) => Some(rules),
+                _ => None,
+            });
+            for section in inner.flatten().chain([section]) {
+                let given = |key| section.has(key) && !section.text(key).is_empty();
+                if given("experiment") && given("activity") {
+                    if let Err((key, problem)) = crate::rules::tag(section, &registry) {
+                        problems.push(format!("{}.{key}: {problem}", section.path()));
+                    }
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::config(problems.join("\n")))
+        }
+    }
+
+    /// `enrichers.period`.
+    pub fn period(&self) -> Duration {
+        Duration::from_millis(self.measuring.int("period"))
+    }
+
     /// `log`.
     pub fn log_destination(&self) -> Destination {
         match self.top.text("log") {
@@ -202,14 +254,17 @@ impl Config {
     pub fn summary(&self) -> String {
         let plugins = self.plugins.iter().map(|(_, section)| section.path());
         let backends = self.backends.iter().map(|(_, section)| section.path());
-        plugins.chain(backends).collect::<Vec<_>>().join(", ")
+        let enrichers = self.enrichers.iter().map(|(_, section)| section.path());
+        plugins.chain(enrichers).chain(backends).collect::<Vec<_>>().join(", ")
     }
 
     /// All sections, the top level's own keys first.
     fn sections(&self) -> impl Iterator<Item = &Section> {
         let plugins = self.plugins.iter().map(|(_, section)| section);
         let backends = self.backends.iter().map(|(_, section)| section);
-        std::iter::once(&self.top).chain(plugins).chain(backends)
+        let enrichers = self.enrichers.iter().map(|(_, section)| section);
+        let enrichers = std::iter::once(&self.measuring).chain(enrichers);
+        std::iter::once(&self.top).chain(plugins).chain(enrichers).chain(backends)
     }
 }
 
@@ -217,6 +272,25 @@ impl Serialize for Config {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         /// Sections under their own names.
         struct Parts<'c>(Vec<(&'static str, &'c Section)>);
+
+        /// Enrichers under their own names, and what holds for all of them.
+        struct Measuring<'c>(&'c Config);
+
+        impl Serialize for Measuring<'_> {
+            fn serialize<S: Serializer>(
+                &self,
+                serializer: S,
+            ) -> std::result::Result<S::Ok, S::Error> {
+                let mut map = serializer.serialize_map(None)?;
+                for (key, value) in self.0.measuring.values() {
+                    map.serialize_entry(key, value)?;
+                }
+                for (spec, section) in &self.0.enrichers {
+                    map.serialize_entry(spec.name, section)?;
+                }
+                map.end()
+            }
+        }
 
         impl Serialize for Parts<'_> {
             fn serialize<S: Serializer>(
@@ -233,6 +307,9 @@ impl Serialize for Config {
         }
         let plugins = self.plugins.iter().map(|(spec, section)| (spec.name, section)).collect();
         map.serialize_entry("plugins", &Parts(plugins))?;
+        if !self.enrichers.is_empty() {
+            map.serialize_entry("enrichers", &Measuring(self))?;
+        }
         let backends = self.backends.iter().map(|(spec, section)| (spec.name, section)).collect();
         map.serialize_entry("backends", &Parts(backends))?;
         map.end()

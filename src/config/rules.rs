@@ -4,7 +4,7 @@ use log::Level;
 
 use super::check::Judge;
 use super::key::{Choice, Key, Kind, Value};
-use super::Config;
+use super::{Config, Section};
 use crate::stun;
 
 /// The keys outside `plugins` and `backends`, in the order of the documentation.
@@ -173,6 +173,18 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
     if !config.top.list("stunServers").is_empty() {
         let text = "stunServers: has no effect without the backend firefly";
         remarks.push((Level::Info, text.to_owned()));
+    }
+    let enriches = |section: &&Section| {
+        let wanted = |key, value: &Value| match value {
+            Value::Bool(wanted) => key == "enrich" && *wanted,
+            Value::Int(period) => key == "ongoingPeriod" && *period > 0,
+            _ => false,
+        };
+        section.values().iter().any(|(key, value)| wanted(*key, value))
+    };
+    if config.enrichers.is_empty() && config.sections().any(|section| enriches(&section)) {
+        let text = "backends.firefly: enrich and ongoingPeriod have no effect without an enricher";
+        remarks.push((Level::Warn, text.to_owned()));
     }
     remarks
 }

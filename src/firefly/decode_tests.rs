@@ -167,7 +167,7 @@ fn fireflies_of_each_sender_are_read() {
 
 #[test]
 fn our_own_are_read() {
-    use super::super::{Encoder, MAX_LEN};
+    use super::super::{Encoder, Stage, MAX_LEN};
     use crate::flow::{Flow, News};
     for (host, application) in [(Some(&b"se1"[..]), Some("a \"b\" \\ {[")), (None, None)] {
         let flow = Flow {
@@ -180,11 +180,17 @@ fn our_own_are_read() {
             news: Some(Arc::new(News {
                 heard: Timestamp(0),
                 usage: Some(Usage { received: 0, sent: u64::MAX }),
+                info: None,
             })),
         };
         for end in [None, Some(Timestamp(1_632_309_147_808_093))] {
             let mut datagram = Vec::new();
-            Encoder::new(host).encode(&flow, end, Timestamp(1), &mut datagram);
+            Encoder::new(host).encode(
+                &flow,
+                end.map_or(Stage::Start, Stage::End),
+                Timestamp(1),
+                &mut datagram,
+            );
             assert!(datagram.len() <= MAX_LEN);
             let found = decode(&datagram, Header::Auto).unwrap();
             let state = if end.is_some() { FlowState::End } else { FlowState::Start };

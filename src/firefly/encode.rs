@@ -8,11 +8,9 @@ use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
-use super::{syslog, MAX_APPLICATION};
+use super::enrich::{self, Mode};
+use super::{syslog, MAX_APPLICATION, MAX_LEN};
 use crate::flow::{Flow, FlowState, Timestamp, Usage};
-
-#[cfg(doc)]
-use super::MAX_LEN;
 
 /// Who sends fireflies of flows whose sender named no application.
 const OWN_APPLICATION: &str = concat!("glowd v", env!("CARGO_PKG_VERSION"));
@@ -82,6 +80,17 @@ impl Serialize for Time {
     }
 }
 
+/// What a firefly tells of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// That it begins.
+    Start,
+    /// That it goes on.
+    Ongoing,
+    /// That it is over since then.
+    End(Timestamp),
+}
+
 /// Writes fireflies. Keeps what is the same in all of them, and the memory that
 /// one of them needs.
 #[derive(Debug)]
@@ -89,6 +98,8 @@ pub struct Encoder {
     /// HOSTNAME of the syslog header; none: no header.
     hostname: Option<String>,
     application: String,
+    /// How what TCP knows of the flow is told, if it is.
+    enrichment: Option<Mode>,
 }
 
 impl Encoder {
@@ -96,23 +107,26 @@ impl Encoder {
     /// `hostname`, which may be any bytes, or without header.
     pub fn new(hostname: Option<&[u8]>) -> Self {
         let hostname = hostname.map(syslog::safe_hostname);
-        Encoder { hostname, application: String::with_capacity(MAX_APPLICATION) }
+        let application = String::with_capacity(MAX_APPLICATION);
+        Encoder { hostname, application, enrichment: None }
     }
 
-    /// Appends the firefly of a flow that begins or, with `end`, is over since
-    /// then; `now` is the moment of sending.
-    pub fn encode(
-        &mut self,
-        flow: &Flow,
-        end: Option<Timestamp>,
-        now: Timestamp,
-        out: &mut Vec<u8>,
-    ) {
-        let (id, now) = (&flow.id, Time::from(now));
+    /// Tells what TCP knows of the flow too, where it is known and there is room.
+    pub fn enrich(&mut self, mode: Option<Mode>) {
+        self.enrichment = mode;
+    }
+
+    /// Appends the firefly of a flow; `now` is the moment of sending.
+    pub fn encode(&mut self, flow: &Flow, stage: Stage, now: Timestamp, out: &mut Vec<u8>) {
+        let (id, now, before) = (&flow.id, Time::from(now), out.len());
+        let (state, end) = match stage {
+            Stage::Start => (FlowState::Start, None),
+            Stage::Ongoing => (FlowState::Ongoing, None),
+            Stage::End(end) => (FlowState::End, Some(end)),
+        };
         self.application.clear();
         sanitise(flow.application.as_deref().unwrap_or_default(), &mut self.application);
         let application = Some(&*self.application).filter(|application| !application.is_empty());
-        let state = if end.is_some() { FlowState::End } else { FlowState::Start };
         let firefly = Firefly {
             version: 1,
             flow_lifecycle: Lifecycle {
@@ -134,10 +148,10 @@ impl Encoder {
                 activity_id: flow.tag.activity(),
                 application: application.unwrap_or(OWN_APPLICATION),
             },
-            // Only at the end are they those of the flow as a whole.
+            // A flow that starts has carried nothing.
             usage: flow
                 .usage()
-                .filter(|_| end.is_some())
+                .filter(|_| stage != Stage::Start)
                 .map(|Usage { received, sent }| Totals { received, sent }),
         };
         let written = match &self.hostname {
@@ -147,6 +161,10 @@ impl Encoder {
         written
             .and_then(|()| serde_json::to_writer(&mut *out, &firefly).map_err(Into::into))
             .expect("memory takes all bytes and no value is refused");
+        let info = flow.info().filter(|_| stage != Stage::Start);
+        if let Some((mode, info)) = self.enrichment.zip(info) {
+            enrich::add(mode, info, out, before, MAX_LEN);
+        }
     }
 }
 
@@ -184,12 +202,17 @@ mod tests {
     }
 
     fn carried(received: u64, sent: u64) -> Option<Arc<News>> {
-        Some(Arc::new(News { heard: Timestamp(0), usage: Some(Usage { received, sent }) }))
+        Some(Arc::new(News {
+            heard: Timestamp(0),
+            usage: Some(Usage { received, sent }),
+            info: None,
+        }))
     }
 
     fn encoded(hostname: Option<&[u8]>, flow: &Flow, end: Option<Timestamp>) -> String {
         let mut out = b"before ".to_vec();
-        Encoder::new(hostname).encode(flow, end, Timestamp(1_632_309_148_000_000), &mut out);
+        let stage = end.map_or(Stage::Start, Stage::End);
+        Encoder::new(hostname).encode(flow, stage, Timestamp(1_632_309_148_000_000), &mut out);
         String::from_utf8(out).unwrap().strip_prefix("before ").unwrap().to_string()
     }
 

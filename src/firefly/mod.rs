@@ -4,10 +4,12 @@
 
 mod decode;
 mod encode;
+mod enrich;
 mod syslog;
 
 pub use decode::{decode, Fault, Header, Report};
-pub use encode::Encoder;
+pub use encode::{Encoder, Stage};
+pub use enrich::Mode;
 
 /// The UDP port of firefly receivers.
 pub const PORT: u16 = 10514;

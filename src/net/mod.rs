@@ -1,6 +1,7 @@
 //! Talking to the network and the kernel, in safe code.
 
 pub mod addresses;
+pub mod attributes;
 #[cfg(target_os = "linux")]
 pub mod cgroups;
 #[cfg(target_os = "linux")]
@@ -27,6 +28,7 @@ pub mod sock_diag;
 pub mod tap;
 #[cfg(target_os = "linux")]
 pub mod tc;
+pub mod tcp_info;
 pub mod udp;
 #[cfg(target_os = "linux")]
 pub mod veth;

@@ -2,12 +2,16 @@
 //! version, since distributions bring later features to older kernels. Owns nothing.
 
 use std::fs;
-use std::path::Path;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
 use super::capture::load;
 use super::report::Report;
+use crate::error::{Error, Result};
+use crate::net::connections::{self, Connections, Wanted};
 use crate::net::tc::Hook;
 use crate::privileges::{memlock_limit, Capabilities, RAISE_MEMLOCK};
 use crate::sys::abi::Strategy;
@@ -188,15 +192,31 @@ fn surroundings(report: &mut Report<'_>) {
     } else {
         report.none("BTF", &format!("no {btf}; the marker needs none"));
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let cgroup2 = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
-    });
-    match cgroup2 {
-        Some(path) => report.ok("cgroup2", path),
-        None => report.none("cgroup2", "not mounted; the marker needs none"),
+    match reported() {
+        Ok(group) => {
+            report.ok("connections", &format!("are told at once, by sock_ops on {group:?}"))
+        }
+        Err(error) => {
+            report.none("connections", &format!("{error}; plugins look for them once in a while"));
+        }
     }
+}
+
+/// Whether the kernel tells of connections at once: of one that is made here. The control
+/// group by which it does.
+fn reported() -> Result<PathBuf> {
+    let group = connections::root()?;
+    let mut connections = Connections::watch(&group, &Wanted::default())?;
+    let local = TcpListener::bind(("127.0.0.1", 0));
+    let made = local.and_then(|listener| TcpStream::connect(listener.local_addr()?));
+    let made = made.and_then(|stream| stream.local_addr());
+    let from = made.map_err(|error| Error::os("cannot connect to 127.0.0.1", error))?;
+    while let Some(connection) = connections.read() {
+        if connection.local == from {
+            return Ok(group);
+        }
+    }
+    Err(Error::os("a program is attached, but not run", Errno::ENOENT))
 }
 
 #[cfg(test)]

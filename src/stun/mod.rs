@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use log::error;
 
 use crate::config::{Key, Kind, Section, Value};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::flow::{Flow, FlowId};
 use crate::net::addresses;
 use crate::net::collectors::destinations::{takes_fireflies, Collector};
@@ -89,7 +89,6 @@ type Pair = (IpAddr, IpAddr);
 #[derive(Debug)]
 struct Settings {
     servers: Vec<Collector>,
-    /// By private address.
     manual: Vec<Pair>,
     refresh: Duration,
 }
@@ -112,7 +111,6 @@ impl Settings {
         if !problems.is_empty() {
             return Err(problems);
         }
-        manual.sort_unstable();
         let servers = section.list("stunServers").iter().filter_map(|text| server(text).ok());
         let refresh = Duration::from_secs(section.int("refresh"));
         Ok(Settings { servers: servers.collect(), manual, refresh })
@@ -170,14 +168,17 @@ fn is_private(ip: IpAddr) -> bool {
 /// The private addresses of this host that `manual` does not know, in order.
 fn private_addresses(manual: &[Pair]) -> nix::Result<Vec<IpAddr>> {
     let known = |ip: &IpAddr| manual.iter().any(|(from, _)| from == ip);
-    let all = addresses::list()?.into_iter();
-    let mut private: Vec<_> = all.filter(|ip| is_private(*ip) && !known(ip)).collect();
-    private.sort_unstable();
-    private.truncate(MOST);
+    let mut private: Vec<IpAddr> = Vec::new();
+    for ip in addresses::list()? {
+        if private.len() < MOST && is_private(ip) && !known(&ip) {
+            let after = private.iter().position(|other| *other > ip);
+            private.insert(after.unwrap_or(private.len()), ip);
+        }
+    }
     Ok(private)
 }
 
-/// What is known, by private address; never held for longer than a look.
+/// What is known. It is short, and never held for longer than a look.
 #[derive(Debug, Default)]
 struct Mapping(Mutex<Vec<Pair>>);
 
@@ -223,8 +224,8 @@ impl Stun {
     pub fn outside(&self, flow: &Flow) -> Option<Flow> {
         let mapping = self.mapping.lock();
         let public = |end: SocketAddr| {
-            let found = mapping.binary_search_by_key(&end.ip(), |(private, _)| *private).ok()?;
-            Some(SocketAddr::new(mapping[found].1, end.port()))
+            let (_, public) = mapping.iter().find(|(private, _)| *private == end.ip())?;
+            Some(SocketAddr::new(*public, end.port()))
         };
         let (src, dst) = (flow.id.src(), flow.id.dst());
         let (new_src, new_dst) = (public(src), public(dst));
@@ -239,13 +240,15 @@ impl Stun {
 
     /// The mapping, for the log.
     pub fn report(&self) -> String {
-        let pairs = self.mapping.lock();
-        let shown: Vec<_> = pairs.iter().map(|(from, to)| format!("{from} is {to}")).collect();
-        if shown.is_empty() {
-            "none".to_owned()
-        } else {
-            shown.join(", ")
+        let mut text = String::new();
+        for (private, public) in self.mapping.lock().iter() {
+            let comma = if text.is_empty() { "" } else { ", " };
+            text += &format!("{comma}{private} is {public}");
         }
+        if text.is_empty() {
+            text += "none";
+        }
+        text
     }
 }
 
@@ -279,43 +282,41 @@ pub fn sample(section: &Section) -> Result<String> {
     }
     let private = private_addresses(&settings.manual)
         .map_err(|error| Error::os("cannot list the addresses of this host", error))?;
-    let mut rows: Vec<(IpAddr, String, String)> = Vec::new();
-    let manual = settings.manual.iter();
-    rows.extend(manual.map(|(from, to)| (*from, to.to_string(), "manualMapping".to_owned())));
-    let (mut inquiries, mut done) = (Inquiries::default(), Vec::new());
+    let (mut inquiries, mut outcomes) = (Inquiries::default(), Vec::new());
     for local in &private {
         match Inquiry::start(*local, &servers, RTO, Instant::now()) {
             Ok(inquiry) => inquiries.add(inquiry),
-            Err(cause) => done.push((*local, Err(cause))),
+            Err(cause) => outcomes.push((*local, Err(cause))),
         }
     }
     while !inquiries.is_empty() {
-        let (_, outcomes) =
-            inquiries.step(&[], None).map_err(|error| Error::os("cannot poll", error))?;
-        done.extend(outcomes);
+        let step = inquiries.step(&[], None);
+        outcomes.extend(step.map_err(|error| Error::os("cannot poll", error))?.1);
     }
-    let failed = done.iter().filter(|(_, outcome)| outcome.is_err()).count();
-    for (local, outcome) in done {
-        rows.push(match outcome {
-            Ok((public, server)) => (local, public.to_string(), server.to_string()),
-            Err(cause) => (local, "-".to_owned(), cause),
-        });
+    let mut text = String::new();
+    for (local, public) in &settings.manual {
+        text += &format!("{local} {public} manualMapping\n");
     }
-    if failed > 0 && failed == private.len() {
-        let causes: Vec<_> = rows.iter().filter(|(_, public, _)| public == "-").collect();
-        let causes = causes.iter().map(|(local, _, cause)| format!("{local}: {cause}"));
-        let causes = causes.collect::<Vec<_>>().join("\n");
-        return Err(Error::new(crate::error::Class::Os, causes));
+    let (mut answered, mut causes) = (private.is_empty(), String::new());
+    for local in private {
+        for (_, outcome) in outcomes.iter().filter(|(ip, _)| *ip == local) {
+            match outcome {
+                Ok((public, server)) => {
+                    answered = true;
+                    text += &format!("{local} {public} {server}\n");
+                }
+                Err(cause) => {
+                    text += &format!("{local} - {cause}\n");
+                    causes += &format!("{local}: {cause}\n");
+                }
+            }
+        }
     }
-    rows.sort_unstable();
-    let width = |column: &dyn Fn(&(IpAddr, String, String)) -> usize| {
-        rows.iter().map(column).max().unwrap_or_default()
-    };
-    let (first, second) = (width(&|row| row.0.to_string().len()), width(&|row| row.1.len()));
-    let line = |(local, public, how): &(IpAddr, String, String)| {
-        format!("{:first$}  {public:second$}  {how}\n", local.to_string())
-    };
-    Ok(rows.iter().map(line).collect())
+    if answered {
+        Ok(text)
+    } else {
+        Err(Error::new(Class::Os, causes.trim_end()))
+    }
 }
 
 #[cfg(test)]

@@ -237,7 +237,7 @@ fn either_end_is_rewritten_and_its_port_stays() {
     }
     assert_eq!(
         stun.report(),
-        "10.0.0.1 is 192.0.2.1, 10.0.0.5 is 192.0.2.5, fd00::5 is 2001:db8::5"
+        "10.0.0.5 is 192.0.2.5, fd00::5 is 2001:db8::5, 10.0.0.1 is 192.0.2.1"
     );
 }
 

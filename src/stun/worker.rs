@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info, warn};
+use log::{error, info, log, warn, Level};
 
 use super::inquiry::{Inquiries, Inquiry, Outcome, NOT_YET};
 use super::{private_addresses, Mapping, Pair, Settings, NAME};
@@ -197,32 +197,21 @@ impl Worker {
     fn learn(&mut self, ip: IpAddr, outcome: Outcome) {
         let Some(local) = self.locals.iter_mut().find(|local| local.ip == ip) else { return };
         let now = Instant::now();
+        let (level, text);
         match outcome {
             Ok((public, server)) => {
                 local.due = now + self.refresh;
                 local.failed = None;
-                if local.public == Some(public) {
-                    debug!("{NAME}: {ip} is still {public} outside, says {server}");
-                } else if public == ip {
-                    info!("{NAME}: {ip} is the same outside, says {server}");
-                } else {
-                    info!("{NAME}: {ip} is {public} outside, says {server}");
-                }
-                local.public = Some(public);
+                let new = local.public.replace(public) != Some(public);
+                level = if new { Level::Info } else { Level::Debug };
+                text = format!("{ip} is {public} outside, says {server}");
             }
             Err(cause) => {
                 local.due = now + self.refresh.min(RETRY);
-                let stays = match local.public {
-                    Some(public) => format!("{public}, as far as is known"),
-                    None => "its own address".to_owned(),
-                };
-                let first = cause != NOT_YET && local.failed.as_ref() != Some(&cause);
-                let text = format!("{NAME}: {ip}: {cause}; fireflies have {stays}");
-                if first {
-                    warn!("{text}");
-                } else {
-                    debug!("{text}");
-                }
+                let stays = local.public.unwrap_or(ip);
+                let new = cause != NOT_YET && local.failed.as_ref() != Some(&cause);
+                level = if new { Level::Warn } else { Level::Debug };
+                text = format!("{ip}: {cause}; fireflies have {stays}");
                 local.failed = Some(cause);
                 if let Some(resolver) = &self.resolver {
                     resolver.ask();
@@ -230,15 +219,22 @@ impl Worker {
             }
         }
         self.publish();
+        log!(level, "{NAME}: {text}");
     }
 
     /// Takes what the resolver has found.
     fn hear_of_servers(&mut self) {
-        while (&self.news).read(&mut [0; 64]).is_ok_and(|length| length > 0) {}
+        let mut buffer = [0; 64];
+        let last = loop {
+            match (&self.news).read(&mut buffer) {
+                Ok(1..) => {}
+                last => break last,
+            }
+        };
         let Worker { resolver, named, servers, locals, .. } = self;
-        let Some(resolver) = resolver else { return };
+        let Some(known) = resolver else { return };
         let mut changed = false;
-        resolver.news(|index, addresses| {
+        known.news(|index, addresses| {
             let server = &mut servers[named[index]];
             changed |= *server != addresses;
             *server = addresses;
@@ -246,6 +242,10 @@ impl Worker {
         if changed {
             let unknown = locals.iter_mut().filter(|local| local.public.is_none());
             unknown.for_each(|local| local.due = Instant::now());
+        }
+        // Its thread is gone, and has said why.
+        if matches!(last, Ok(0)) {
+            *resolver = None;
         }
     }
 
@@ -268,17 +268,13 @@ impl Worker {
             warn_limited!("{NAME}: only {} private addresses are asked for", super::MOST);
         }
         let now = Instant::now();
-        let old = std::mem::take(&mut self.locals);
-        for local in old.iter().filter(|local| !found.contains(&local.ip)) {
-            info!("{NAME}: {} is no address of this host any more", local.ip);
-        }
         self.inquiries.retain(|ip| found.contains(&ip));
-        let mut old: Vec<Option<Local>> = old.into_iter().map(Some).collect();
+        let old = std::mem::take(&mut self.locals);
         for ip in found {
-            let same = |local: &&mut Option<Local>| local.as_ref().is_some_and(|l| l.ip == ip);
-            let known = old.iter_mut().find(same).and_then(Option::take);
-            let fresh = Local { ip, public: None, due: now, failed: None };
-            self.locals.push(known.map_or(fresh, |local| Local { due: now, ..local }));
+            let known = old.iter().find(|local| local.ip == ip);
+            let public = known.and_then(|local| local.public);
+            let failed = known.and_then(|local| local.failed.clone());
+            self.locals.push(Local { ip, public, due: now, failed });
         }
         self.publish();
     }
@@ -288,7 +284,6 @@ impl Worker {
         let mut pairs = self.manual.clone();
         let learned = self.locals.iter().filter_map(|local| Some((local.ip, local.public?)));
         pairs.extend(learned.filter(|(private, public)| private != public));
-        pairs.sort_unstable();
         *self.mapping.lock() = pairs;
     }
 }

@@ -6,6 +6,7 @@ use glowd::entropy::EntropyKey;
 use glowd::flow::{FlowId, Protocol, Tag};
 use glowd::sys::abi::{Rule, RulesHead, MAX_RULES, RULE_OTHER, RULE_TCP, RULE_UDP};
 
+use super::arriving::too_big;
 use super::*;
 
 /// A rule that every packet of TCP and UDP meets.
@@ -226,14 +227,14 @@ fn the_first_rule_that_fits_says_the_tag() {
         |port: u16| Packet::tcp(9).with(|p| p.transport[2..4].copy_from_slice(&port.to_be_bytes()));
     // As many as a table holds, in both.
     let rules = |first: u64| -> Vec<Rule> {
-        (0..MAX_RULES as u64).map(|at| port(1000 + at as u16, (at + first) % 64)).collect()
+        (1000..).take(MAX_RULES).zip(first..).map(|(to, at)| port(to, at % 64)).collect()
     };
     rig.set_rules(0, &rules(0));
     rig.set_rules(MAX_RULES, &rules(7));
     for (version, first) in [(2, 0), (1, 7), (254, 0), (255, 7)] {
         rig.set_rules_head(RulesHead { version, ..head(Tag::new(1, 1).ok()) });
-        for at in 0..MAX_RULES as u64 {
-            assert_eq!(tag_of(&rig, &to(1000 + at as u16)), tag((at + first) % 64), "{at}");
+        for (number, at) in (1000..).take(MAX_RULES).zip(first..) {
+            assert_eq!(tag_of(&rig, &to(number)), tag(at % 64), "{number}");
         }
         assert_eq!(tag_of(&rig, &to(999)), Tag::new(1, 1).ok(), "none fits");
     }

@@ -256,6 +256,41 @@ fn the_program_of_somebody_else_works_beside_it() {
     connect(false, 3);
 }
 
+/// What an hour's period would miss is told by the kernel: with its whole life, its
+/// program's name among the rules, also over IPv4.
+#[test]
+fn a_connection_of_some_milliseconds_is_found() {
+    if skip_unless_root() {
+        return;
+    }
+    let host = Namespace::new();
+    let command = fs::read_to_string("/proc/self/comm").expect("this program's name");
+    let rule = json!({ "command": command.trim_end(), "remotePort": 1094, "user": 0,
+        "experiment": 2, "activity": 15 });
+    let plugin = json!({ "period": 3_600_000, "immediate": true, "includePrivate": true,
+        "rules": [rule] });
+    let config = json!({ "plugins": {"netlink": plugin}, "backends": {} });
+    let daemon = Daemon::start_in(&host, config);
+    let listener = host.enter(|| TcpListener::bind("[::]:1094")).expect("to listen");
+    for (to, text) in [("::1", "[::1]:1094"), ("::ffff:127.0.0.1", "127.0.0.1:1094")] {
+        let to = SocketAddr::new(to.parse().expect("an address"), 1094);
+        let before = std::time::Instant::now();
+        let client = host.enter(|| TcpStream::connect(to)).expect("to connect");
+        let server = listener.accept().expect("to accept");
+        thread::sleep(std::time::Duration::from_millis(5));
+        drop((client, server));
+        println!("it was open for {:?}", before.elapsed());
+        let ends = |what: &str| {
+            daemon.lines().iter().any(|line| {
+                line.contains(&format!("netlink: {what} tcp "))
+                    && line.contains(&format!("-> {text}: "))
+            })
+        };
+        wait_for("its start and its end", || (ends("start") && ends("end")).then_some(()));
+    }
+    daemon.stop(&[]);
+}
+
 /// The wire of two hosts, in the hand of the test.
 struct Wire {
     ends: [Tun; 2],
@@ -312,16 +347,24 @@ fn the_first_data_packet_is_marked() {
     if skip_unless_root() {
         return;
     }
-    for active in [true, false] {
+    for (active, plugin) in
+        [(true, "iperf3"), (false, "iperf3"), (true, "netlink"), (false, "netlink")]
+    {
         let (here, there) = (Namespace::new(), Namespace::new());
         let mut wire = Wire::new([&here, &there]);
         let (near, far) = if active { (40_000, 5201) } else { (5201, 40_000) };
-        let plugin = json!({ "experimentIDs": [2], "activityIDs": [15],
-            "minSourcePort": near, "maxSourcePort": near, "minDestinationPort": far });
+        // By looking alone the netlink plugin would find it in an hour.
+        let settings = match plugin {
+            "iperf3" => json!({ "experimentIDs": [2], "activityIDs": [15],
+                "minSourcePort": near, "maxSourcePort": near, "minDestinationPort": far }),
+            _ => json!({ "period": 3_600_000, "immediate": true, "includePrivate": true,
+                "rules": [{ "localPort": near, "remotePort": far,
+                    "experiment": 2, "activity": 15 }] }),
+        };
         let mut daemon = Daemon::start_in(
             &here,
             json!({
-                "plugins": {"namedPipe": {}, "iperf3": plugin},
+                "plugins": {"namedPipe": {}, plugin: settings},
                 "backends": {"marker": {"targetInterfaces": ["tun0"]}}
             }),
         );
@@ -345,7 +388,7 @@ fn the_first_data_packet_is_marked() {
                     }
             };
             let held = wait_for("the first packet", || wire.pass(10, waits));
-            daemon.wait_for_line("iperf3: start tcp");
+            daemon.wait_for_line(&format!("{plugin}: start tcp"));
             // Behind it in the queue of the marker.
             daemon.write(&line(true, "udp", v6(HERE, 9), v6(THERE, 1009), ATLAS));
             wait_for("the marker", || {
@@ -363,7 +406,7 @@ fn the_first_data_packet_is_marked() {
             talk.join().expect("the talk");
             (std::mem::take(&mut wire.passed), first)
         });
-        daemon.wait_for_line("iperf3: end tcp");
+        daemon.wait_for_line(&format!("{plugin}: end tcp"));
         let data = |packet: &&(bool, Packet)| {
             packet.1.protocol == TCP && packet.0 && packet.1.data_length > 0
         };

@@ -120,7 +120,7 @@ fn connections_are_found_by_ports_prefixes_and_protocol_also_older_ones() {
     let daemon = Daemon::start_in(&pair.here, config);
     let capture = Capture::start(&pair.there, DEVICE);
     let first = open("[fd00::1]:1094", "[fd00::2]:40001", (2, 15));
-    wait_for_flows(&pair, &daemon, &[first.clone()]);
+    wait_for_flows(&pair, &daemon, std::slice::from_ref(&first));
     daemon.wait_for_line("found 1 connections that were open already; their flows begin now");
 
     // What leaves this host of it is marked from now on.
@@ -287,11 +287,11 @@ fn private_addresses_and_loopback_are_left_out_unless_they_are_wanted() {
             "includePrivate": false, "immediate": immediate
         }));
         let mut daemon = Daemon::start_in(&pair.here, config.clone());
-        wait_for_flows(&pair, &daemon, &[public.0.clone()]);
+        wait_for_flows(&pair, &daemon, std::slice::from_ref(&public.0));
         // New ones too.
         let more = connect("[2001:db8::1]:7000");
         let_it_look(&daemon);
-        wait_for_flows(&pair, &daemon, &[public.0.clone()]);
+        wait_for_flows(&pair, &daemon, std::slice::from_ref(&public.0));
         config["plugins"]["netlink"]["includePrivate"] = json!(true);
         daemon.rewrite(config);
         daemon.signal(Signal::SIGHUP);

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use glowd::config::TOP;
-use glowd::{backends, plugins};
+use glowd::{backends, enrichers, plugins};
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
@@ -39,6 +39,9 @@ const LIVE: &[(&str, fn())] = &[
     ("backends.firefly.sendToCollector", send_to_collector),
     ("backends.firefly.collectorAddress", collector_address),
     ("backends.firefly.collectorPort", collector_port),
+    ("backends.firefly.enrich", enrich),
+    ("backends.firefly.enrichmentMode", enrichment_mode),
+    ("backends.firefly.ongoingPeriod", ongoing_period),
     ("backends.firefly.stun", stun),
 ];
 
@@ -53,6 +56,10 @@ fn every_key_that_is_live_is_obeyed() {
     live.extend(names("", TOP));
     for spec in plugins::ALL {
         live.extend(names(&format!("plugins.{}.", spec.name), spec.keys));
+    }
+    live.extend(names("enrichers.", enrichers::KEYS));
+    for spec in enrichers::ALL {
+        live.extend(names(&format!("enrichers.{}.", spec.name), spec.keys));
     }
     for spec in backends::ALL {
         live.extend(names(&format!("backends.{}.", spec.name), spec.keys));
@@ -342,6 +349,56 @@ fn send_to_collector() {
     daemon.write(&line("start", 2));
     assert_eq!((collector.next().1, destination.next().1), (2, 2));
     daemon.stop(&[]);
+}
+
+/// The first firefly of a real connection that has `word` in it, when the value of `key`
+/// has become `after`. Before, there was none.
+fn of_a_connection(mut firefly: Value, key: &str, after: Value, word: &str) {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let _far = listener.accept().unwrap();
+    let port = |end: std::net::SocketAddr| end.port();
+    let ports = (port(near.local_addr().unwrap()), port(near.peer_addr().unwrap()));
+    let line = |state| format!("{state} tcp ::1 {} ::1 {} 2 16\n", ports.0, ports.1);
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    firefly["sendToDestination"] = json!(false);
+    firefly["collectors"] = json!([sink.local_addr().unwrap().to_string()]);
+    let mut config = json!({ "plugins": { "namedPipe": {} },
+                             "enrichers": { "period": 100, "netlink": {} },
+                             "backends": { "firefly": firefly } });
+    let mut daemon = Daemon::start(config.clone());
+    let mut buffer = [0; 2000];
+    let mut next = || {
+        let size = crate::common::receive(&sink, &mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..size]).into_owned()
+    };
+    daemon.write(&(line("start") + &line("end") + &line("start")));
+    for _ in 0..3 {
+        let firefly = next();
+        assert!(!firefly.contains(word), "{firefly}");
+    }
+    config["backends"]["firefly"][key] = after;
+    reload_with(&mut daemon, &config);
+    // Without an end only a flow that goes on has another one.
+    if key != "ongoingPeriod" {
+        daemon.write(&line("end"));
+    }
+    let firefly = next();
+    assert!(firefly.contains(word), "{firefly}");
+    daemon.stop(&["have no effect without an enricher"]);
+}
+
+fn enrich() {
+    of_a_connection(json!({}), "enrich", json!(true), "\"netlink\":{\"rtt\":");
+}
+
+fn enrichment_mode() {
+    let lean = json!({ "enrich": true });
+    of_a_connection(lean, "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+}
+
+fn ongoing_period() {
+    of_a_connection(json!({}), "ongoingPeriod", json!(200), "\"state\":\"ongoing\"");
 }
 
 fn stun() {

@@ -177,6 +177,34 @@ fn it_marks_real_traffic_from_start_to_end() {
     }
 }
 
+/// By the kernel, on the control group that contains all others, which the service sees
+/// and cannot change.
+#[test]
+fn it_learns_of_connections_at_once() {
+    let machine = Machine::boot();
+    let plugin = json!({ "minDestinationPort": 1094, "maxDestinationPort": 1094,
+        "experimentIDs": [CMS.experiment], "activityIDs": [CMS.activity] });
+    let mut all = config(&json!({}));
+    all["plugins"]["iperf3"] = plugin;
+    all["logLevel"] = json!("debug");
+    machine.configure("conf", &all);
+    machine.run(&["systemctl", "start", "glowd"]);
+    let pid = machine.main_pid("glowd");
+    let mounts = std::fs::read_to_string(machine.path(&format!("/proc/{pid}/mounts"))).unwrap();
+    let group = mounts.lines().find(|line| line.contains(" cgroup2 ")).expect(&mounts);
+    assert!(group.contains(" /sys/fs/cgroup cgroup2 ro,"), "{group}");
+    let to = v6(THERE, 1094);
+    let _listener = machine.pair.there.enter(|| std::net::TcpListener::bind(to)).unwrap();
+    // In a control group of the container's, unlike what enters it from outside.
+    let connect = format!("exec 3<>/dev/tcp/{THERE}/1094");
+    machine.run(&["systemd-run", "--quiet", "--wait", "bash", "-c", &connect]);
+    wait_for("the connection to be found, and to end", || {
+        let journal = machine.journal("glowd");
+        let has = |what: &str| journal.contains(&format!("iperf3: {what} tcp [{HERE}"));
+        (has("start") && has("end")).then_some(())
+    });
+}
+
 #[test]
 fn its_stop_leaves_nothing() {
     for attach in ["tcx", "clsact"] {

@@ -17,10 +17,10 @@ use log::{debug, error, info};
 use nix::errno::Errno;
 
 use super::{Backend, Spec};
-use crate::config::{Key, Kind, Section};
+use crate::config::{Choice, Key, Kind, Section};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
-use crate::firefly::Encoder;
+use crate::firefly::{Encoder, Mode, Stage};
 use crate::flow::{Flow, Timestamp};
 use crate::net::collectors::destinations::{self, takes_fireflies};
 use crate::net::collectors::resolver::{Lookup, Pace, Resolver};
@@ -105,6 +105,41 @@ pub(super) static SPEC: Spec = Spec {
             default: "10514",
             live: true,
             doc: "UDP port of that collector. Has no effect unless sendToCollector is true.",
+        },
+        Key {
+            name: "enrich",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "false",
+            live: true,
+            doc: "Whether fireflies of flows that go on or end say what TCP knows of the \
+                  connection. That takes an enricher.",
+        },
+        Key {
+            name: "enrichmentMode",
+            aliases: &[],
+            kind: Kind::Choice(&[
+                Choice { name: "lean", aliases: &[] },
+                Choice { name: "compatible", aliases: &[] },
+                Choice { name: "full", aliases: &[""] },
+            ]),
+            default: "\"lean\"",
+            live: true,
+            doc: "How it is said, in the object netlink: as flowd-go does, a little (lean) or all \
+                  (full), in us and octets per second, or as flowd does (compatible), in whole ms. \
+                  Its rtt is in ms in each of them, since collectors read that. A firefly is \
+                  never longer than 1232 octets: what is last in netlink, and does not fit, is \
+                  left out.",
+        },
+        Key {
+            name: "ongoingPeriod",
+            aliases: &[],
+            kind: Kind::Int { min: 0, max: 86_400_000 },
+            default: "0",
+            live: true,
+            doc: "How often a flow that goes on gets a firefly that says so, with what it has \
+                  carried so far, in ms since its start. That takes an enricher, and is not more \
+                  often than that measures. With 0 there are none.",
         },
         Key {
             name: "stun",
@@ -204,6 +239,8 @@ struct Plan {
     /// Which collector each of the resolver's names is.
     named: Vec<usize>,
     encoder: Encoder,
+    /// How often flows that go on are reported, in us; 0: never.
+    ongoing_period: u64,
 }
 
 impl Plan {
@@ -228,14 +265,21 @@ impl Plan {
             .transpose()?;
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let hostname = section.bool("prependSyslog").then_some(hostname.as_encoded_bytes());
+        let mut encoder = Encoder::new(hostname);
+        encoder.enrich(section.bool("enrich").then(|| match section.text("enrichmentMode") {
+            "compatible" => Mode::Compatible,
+            "full" => Mode::Full,
+            _ => Mode::Lean,
+        }));
         Ok(Plan {
+            ongoing_period: section.int::<u64>("ongoingPeriod") * 1000,
+            encoder,
             destination_port: section
                 .bool("sendToDestination")
                 .then(|| section.int("destinationPort")),
             collectors,
             resolver,
             named,
-            encoder: Encoder::new(hostname),
         })
     }
 }
@@ -335,9 +379,14 @@ impl Firefly {
                     self.flush();
                     self.reload(section);
                 }
+                Event::Sample(flow) => {
+                    if behind <= self.backlog && is_due(flow, self.plan.ongoing_period) {
+                        self.post(flow, Stage::Ongoing);
+                    }
+                }
                 _ if behind > self.backlog => shed += 1,
-                Event::Start(flow) => self.post(flow, None),
-                Event::End(flow, end) => self.post(flow, Some(*end)),
+                Event::Start(flow) => self.post(flow, Stage::Start),
+                Event::End(flow, end) => self.post(flow, Stage::End(*end)),
             }
         }
         if shed > 0 {
@@ -349,7 +398,7 @@ impl Firefly {
     }
 
     /// Adds the firefly of a flow for all its recipients.
-    fn post(&mut self, flow: &Flow, end: Option<Timestamp>) {
+    fn post(&mut self, flow: &Flow, stage: Stage) {
         let Firefly { plan, stun, sender, counters, .. } = self;
         let Plan { destination_port, collectors, encoder, .. } = plan;
         let destination = destination_port.and_then(|port| {
@@ -374,7 +423,7 @@ impl Firefly {
         });
         sender.post(destination.into_iter().chain(collectors), |out| {
             let outside = stun.as_ref().and_then(|stun| stun.outside(flow));
-            encoder.encode(outside.as_ref().unwrap_or(flow), end, Timestamp::now(), out);
+            encoder.encode(outside.as_ref().unwrap_or(flow), stage, Timestamp::now(), out);
         });
         if sender.is_full() {
             self.flush();
@@ -418,6 +467,14 @@ impl Firefly {
             info!("backends.firefly.stun: public addresses: {}", stun.report());
         }
     }
+}
+
+/// Whether a sample is the first one since another period of the flow's life was over. So
+/// the flows of a host take turns, and nothing has to be kept of them.
+fn is_due(flow: &Flow, period: u64) -> bool {
+    let Some(info) = flow.info() else { return false };
+    let periods = |at: Timestamp| at.0.saturating_sub(flow.start.0).checked_div(period);
+    periods(info.time) > periods(info.before.unwrap_or(flow.start))
 }
 
 /// What knows the public addresses; none: it is not asked for.

@@ -25,6 +25,9 @@ fn section(to_destination: bool, port: u16, collectors: &[&str]) -> Section {
         ("destinationPort", Value::Int(port.into())),
         ("prependSyslog", Value::Bool(true)),
         ("sendToCollector", Value::Bool(false)),
+        ("enrich", Value::Bool(false)),
+        ("enrichmentMode", Value::Text("lean".into())),
+        ("ongoingPeriod", Value::Int(0)),
         ("stun", Value::Section(None)),
     ];
     Section::new("backends.firefly", values)

@@ -99,6 +99,8 @@ impl Marker {
                     self.set_last_rule();
                 }
                 Event::Reload(section) => self.reload(section),
+                // It marks what it marks.
+                Event::Sample(_) => {}
             }
         }
     }

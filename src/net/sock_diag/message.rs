@@ -4,9 +4,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::tcp_info::TcpInfo;
 use crate::flow::{FlowId, Protocol};
-use crate::net::netlink::{u32_at, u64_at, Attributes};
+use crate::net::attributes::{u32_at, u64_at, Attributes};
+use crate::net::tcp_info::TcpInfo;
 
 /// Of struct inet_diag_msg.
 const FIXED: usize = 72;
@@ -208,6 +208,11 @@ impl<'a> Socket<'a> {
     /// Whether it is the socket of that flow's source.
     pub fn is_of(&self, flow: &FlowId) -> bool {
         self.flow().as_ref() == Ok(flow)
+    }
+
+    /// All that the kernel says of it besides, as attributes (INET_DIAG_*).
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes(self.attributes)
     }
 
     fn find(&self, kind: u16) -> Option<&'a [u8]> {

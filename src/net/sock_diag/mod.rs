@@ -13,7 +13,6 @@
 
 mod filter;
 mod message;
-mod tcp_info;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +20,8 @@ use nix::errno::Errno;
 
 pub use filter::{Condition, Filter};
 pub use message::{Family, Socket, State, States, NO_COOKIE};
-pub use tcp_info::TcpInfo;
+
+pub use super::tcp_info::TcpInfo;
 
 use super::netlink::{self, Failure, Outcome, Request};
 use crate::error::Error;

@@ -336,7 +336,7 @@ fn tcp_info_is_what_ss_shows() {
                 return;
             };
             let Some((after, _)) = both() else { unreachable!() };
-            let quiet = |bytes: &[u8]| (TcpInfo(bytes).bytes_acked(), TcpInfo(bytes).segs_in());
+            let quiet = |bytes: &[u8]| (TcpInfo(bytes).segs_out(), TcpInfo(bytes).segs_in());
             let acked = TcpInfo(&before).unacked() == Some(0);
             if acked && quiet(&before) == quiet(&after) {
                 break (before, text);

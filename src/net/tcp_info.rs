@@ -4,7 +4,7 @@
 //! So each field is read at its offset, and is None where the kernel's is shorter: on 4.18
 //! (EL8) all up to `delivered_ce`, and what came later says since when.
 
-use crate::net::netlink::{u16_at, u32_at, u64_at};
+use super::attributes::{u16_at, u32_at, u64_at};
 
 /// A tcp_info as it came, of whatever length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ fn u8_at(bytes: &[u8], at: usize) -> Option<u8> {
 }
 
 fields! {
-    /// State, as of [`super::State`].
+    /// State, as the kernel numbers them: 1 established.
     state: u8 = u8_at(0);
     /// State of the congestion control: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.
     ca_state: u8 = u8_at(1);

@@ -1,0 +1,147 @@
+//! Tests of sampler.rs: real connections, and a dispatcher between the enricher and who
+//! reads its samples.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+
+use super::*;
+use crate::dispatcher::Dispatcher;
+use crate::entropy::EntropyKey;
+use crate::flow::{Flow, FlowEvent, FlowState, Tag, Usage};
+use crate::shutdown::stop_token;
+
+fn section(path: &str) -> Section {
+    let keys = super::super::SPEC.keys.iter();
+    let values = keys.map(|key| (key.name, key.default_value().unwrap()));
+    Section::new(path, values.collect())
+}
+
+fn event(state: FlowState, id: FlowId) -> FlowEvent {
+    let tag = Tag::new(2, 16).unwrap();
+    FlowEvent { state, id, tag, time: None, application: None, usage: None }
+}
+
+/// Both ends of a connection to `address`, and the flow of the first.
+fn connected(address: &str, target: &str) -> (TcpStream, TcpStream, FlowId) {
+    let listener = TcpListener::bind(address).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let near = TcpStream::connect((target, port)).unwrap();
+    let far = listener.accept().unwrap().0;
+    let ends = (near.local_addr().unwrap(), near.peer_addr().unwrap());
+    let id = FlowId::new(Protocol::Tcp, ends.0, ends.1).unwrap();
+    (near, far, id)
+}
+
+/// An enricher that works, and a backend's queue, while `talk` talks.
+fn measured(talk: impl FnOnce(&Inlet, &Queue)) {
+    let context = Context { period: Duration::from_millis(100), ..Context::new(100) };
+    let mut enricher = build(&section("enrichers.netlink"), &context).unwrap();
+    let (mut dispatcher, inlet) = Dispatcher::new(100, EntropyKey::of_this_boot());
+    let queue = dispatcher.attach("test");
+    let watch = dispatcher.watch("netlink", enricher.last_look().unwrap());
+    let (stopper, stop) = stop_token().unwrap();
+    let out = inlet.clone();
+    let hub = thread::spawn(|| dispatcher.run());
+    let worker = thread::spawn(|| enricher.run(watch, out, stop));
+    talk(&inlet, &queue);
+    drop(stopper);
+    worker.join().unwrap().unwrap();
+    drop(inlet);
+    hub.join().unwrap();
+}
+
+/// Waits for a sample or end of the flow that the test likes.
+fn wait_for(queue: &Queue, id: FlowId, what: &str, mut is_it: impl FnMut(&Flow) -> bool) -> Flow {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        assert!(Instant::now() < deadline, "no {what}");
+        for event in queue.recv().unwrap().iter() {
+            let (kind, flow) = match event {
+                Event::Sample(flow) => ("sample", flow),
+                Event::End(flow, _) => ("end", flow),
+                _ => continue,
+            };
+            if kind == what && flow.id == id && is_it(flow) {
+                return flow.clone();
+            }
+        }
+    }
+}
+
+#[test]
+fn usage_is_what_was_sent() {
+    for (address, target) in
+        [("[::1]:0", "::1"), ("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "127.0.0.1")]
+    {
+        let (mut near, mut far, id) = connected(address, target);
+        let back = FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap();
+        measured(|inlet, queue| {
+            inlet
+                .send_all(vec![event(FlowState::Start, id), event(FlowState::Start, back)])
+                .unwrap();
+            near.write_all(&[1; 30_000]).unwrap();
+            far.read_exact(&mut [0; 30_000]).unwrap();
+            far.write_all(&[1; 700]).unwrap();
+            near.read_exact(&mut [0; 700]).unwrap();
+            let usage = Usage { sent: 30_000, received: 700 };
+            let flow = wait_for(queue, id, "sample", |flow| flow.usage() == Some(usage));
+            assert!(!flow.info().unwrap().congestion().unwrap().is_empty());
+            assert!(flow.info().unwrap().socket_memory(3).unwrap() > 0);
+            wait_for(queue, back, "sample", |flow| flow.usage() == Some(usage.turned()));
+            // More, and the end at once: there is no time for a sample.
+            near.write_all(&[1; 4_000]).unwrap();
+            far.read_exact(&mut [0; 4_000]).unwrap();
+            inlet.send_all(vec![event(FlowState::End, id), event(FlowState::End, back)]).unwrap();
+            let usage = Usage { sent: 34_000, received: 700 };
+            let flow = wait_for(queue, id, "end", |_| true);
+            assert_eq!(flow.usage(), Some(usage));
+        });
+    }
+}
+
+/// The FIN of either side is no octet of payload.
+#[test]
+fn usage_lasts_after_the_connection() {
+    let (mut near, mut far, id) = connected("[::1]:0", "::1");
+    let back = FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap();
+    measured(|inlet, queue| {
+        inlet.send_all(vec![event(FlowState::Start, id), event(FlowState::Start, back)]).unwrap();
+        near.write_all(&[1; 5_000]).unwrap();
+        far.read_exact(&mut [0; 5_000]).unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 10]).unwrap(), 0);
+        far.write_all(&[1; 70]).unwrap();
+        near.read_exact(&mut [0; 70]).unwrap();
+        let usage = Usage { sent: 5_000, received: 70 };
+        let half = |flow: &Flow| {
+            // Both say of the half-closed connection what was sent.
+            flow.usage().map(|usage| usage.received.max(usage.sent)) == Some(5_000)
+                && flow.info().unwrap().tcp_info().unwrap().state() != Some(1)
+                && flow.usage().map(|usage| usage.received.min(usage.sent)) == Some(70)
+        };
+        wait_for(queue, back, "sample", half);
+        let flow = wait_for(queue, id, "sample", half);
+        assert_eq!(flow.usage(), Some(usage));
+        drop((near, far));
+        // The socket is gone, or waits without knowing anything.
+        inlet.send_all(vec![event(FlowState::End, id), event(FlowState::End, back)]).unwrap();
+        assert_eq!(wait_for(queue, id, "end", |_| true).usage(), Some(usage));
+    });
+}
+
+#[test]
+fn few_ports_are_said_to_the_kernel() {
+    let id = |src: u16, dst: u16| {
+        let [src, dst] = [src, dst].map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        FlowId::new(Protocol::Tcp, src, dst).unwrap()
+    };
+    let any_of = |lists: &[[Condition; 1]]| Filter::any_of(lists.iter().map(|list| &list[..]));
+    let flows: HashSet<FlowId> = (1..100).map(|port| id(1094, port)).collect();
+    assert_eq!(filter(&flows), any_of(&[[Condition::LocalPort(1094, 1094)]]));
+    let flows: HashSet<FlowId> = (1..100).flat_map(|port| [id(port, 7), id(port, 9)]).collect();
+    let both = any_of(&[[Condition::RemotePort(7, 7)], [Condition::RemotePort(9, 9)]]);
+    assert_eq!(filter(&flows), both);
+    let flows: HashSet<FlowId> = (1..100).map(|port| id(port, port + 1)).collect();
+    assert_eq!(filter(&flows), None);
+}

@@ -1,0 +1,102 @@
+//! What an enricher has learned of an open flow: a sample, as it came from the kernel.
+//!
+//! An enricher makes it, the dispatcher keeps the last one of each flow and hands it to the
+//! backends. It is kept in the kernel's own form, of which each reader takes what it needs:
+//! 50,000 of them are 20 MB at the most.
+
+use crate::flow::{Timestamp, Usage};
+use crate::net::attributes::{u32_at, Attributes};
+use crate::net::tcp_info::TcpInfo;
+
+/// INET_DIAG_MEMINFO: struct inet_diag_meminfo.
+const MEMORY: u16 = 1;
+/// INET_DIAG_INFO, of TCP.
+const INFO: u16 = 2;
+/// INET_DIAG_CONG.
+const CONGESTION: u16 = 4;
+/// INET_DIAG_TOS.
+const TOS: u16 = 5;
+/// INET_DIAG_SKMEMINFO: numbers by SK_MEMINFO_*.
+const SOCKET_MEMORY: u16 = 7;
+
+/// What is read of a sample, and so kept.
+const READ: [u16; 5] = [MEMORY, INFO, CONGESTION, TOS, SOCKET_MEMORY];
+
+/// A sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowInfo {
+    /// When it was taken.
+    pub time: Timestamp,
+    /// When the sample before it was taken, if there was one.
+    pub before: Option<Timestamp>,
+    /// Of the socket, so that another one with the same ports is told from it.
+    pub cookie: u64,
+    attributes: Box<[u8]>,
+}
+
+impl FlowInfo {
+    /// A sample of the socket with that cookie, as sock_diag(7) tells of it.
+    pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
+        let mut kept = Vec::with_capacity(attributes.0.len());
+        for (kind, value) in attributes.filter(|(kind, _)| READ.contains(kind)) {
+            let Ok(length) = u16::try_from(4 + value.len()) else { continue };
+            kept.extend_from_slice(&length.to_ne_bytes());
+            kept.extend_from_slice(&kind.to_ne_bytes());
+            kept.extend_from_slice(value);
+            kept.resize(kept.len().next_multiple_of(4), 0);
+        }
+        FlowInfo { time, before: None, cookie, attributes: kept.into() }
+    }
+
+    /// What TCP knows of the connection; None: it is not TCP, or over.
+    pub fn tcp_info(&self) -> Option<TcpInfo<'_>> {
+        self.find(INFO).map(TcpInfo)
+    }
+
+    /// The name of the congestion control.
+    pub fn congestion(&self) -> Option<&str> {
+        let name = self.find(CONGESTION)?;
+        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        std::str::from_utf8(&name[..end]).ok()
+    }
+
+    /// The type of service, or traffic class, of its packets.
+    pub fn tos(&self) -> Option<u8> {
+        self.find(TOS)?.first().copied()
+    }
+
+    /// Octets of memory: 0 received, 1 queued to send, 2 set aside, 3 sent and not yet
+    /// acknowledged.
+    pub fn memory(&self, index: usize) -> Option<u32> {
+        u32_at(self.find(MEMORY)?, 4 * index)
+    }
+
+    /// What the socket has of memory, by SK_MEMINFO_*: 0 received, 1 the receive buffer, 2
+    /// sent, 3 the send buffer, 4 set aside, 5 queued to send, 6 options, 7 backlog, 8 packets
+    /// dropped.
+    pub fn socket_memory(&self, index: usize) -> Option<u32> {
+        u32_at(self.find(SOCKET_MEMORY)?, 4 * index)
+    }
+
+    /// How much the flow has carried: octets of payload, without retransmissions. On
+    /// kernels before 4.19 one more may count as sent, for the SYN.
+    pub fn usage(&self) -> Option<Usage> {
+        let info = self.tcp_info()?;
+        let sent = match (info.bytes_sent(), info.bytes_retrans()) {
+            (Some(sent), Some(again)) => sent.saturating_sub(again),
+            _ => info.bytes_acked()?,
+        };
+        // The other side's FIN counts as an octet, and these are the states after it.
+        let over = [6, 7, 8, 9, 11].contains(&info.state().unwrap_or(0));
+        let received = info.bytes_received()?.saturating_sub(over.into());
+        Some(Usage { received, sent })
+    }
+
+    fn find(&self, kind: u16) -> Option<&[u8]> {
+        Attributes(&self.attributes).find(kind)
+    }
+}
+
+/// How the dispatcher looks at a flow a last time when that ends, on its own thread: at once,
+/// since the end does not wait. None: there is no socket any more, or it says nothing.
+pub type LastLook = Box<dyn FnMut(&crate::flow::FlowId) -> Option<FlowInfo> + Send>;
