@@ -31,8 +31,25 @@ struct flow_value {
 	__u16 experiment;	/* 1 to 511 */
 	__u8 activity;		/* 0 to 63 */
 	__u8 flags;		/* FLOW_* */
+	__u32 slot;		/* where its packets are counted; from slots on: nowhere */
 };
-_Static_assert(sizeof(struct flow_value) == 8, "flow_value");
+_Static_assert(sizeof(struct flow_value) == 12, "flow_value");
+
+/* flow_value.slot of what is counted nowhere. */
+#define NO_SLOT 0xffffffff
+
+/*
+ * Map "counts": array, mapped by user space: for each CPU a block of settings.slots.
+ * Never set back: who gives a slot to another flow subtracts what was there.
+ */
+struct count {
+	__u64 packets;		/* that left; a GSO packet is one */
+	__u64 octets;		/* of their payload, behind the header of TCP or UDP */
+	__u64 received_packets;	/* that arrived; those that GRO has joined are one */
+	__u64 received_octets;
+	__u64 last;		/* when the last one was, in jiffies */
+};
+_Static_assert(sizeof(struct count) == 40, "count");
 
 /*
  * Map "rules": array of two tables with so many rules each. One is in use, up to its
@@ -83,9 +100,10 @@ struct settings {
 	__u8 strategy;
 	__u8 debug;		/* bpf_printk a line per packet of a flow */
 	__u8 check_mtu;		/* the kernel has bpf_check_mtu (5.12) */
-	__u8 pad;		/* zero */
+	__u8 count_received;	/* packets that arrive are counted too */
+	__u32 slots;		/* how many flows can be counted at a time; needs Linux 5.6 */
 };
-_Static_assert(sizeof(struct settings) == 4, "settings");
+_Static_assert(sizeof(struct settings) == 8, "settings");
 
 /*
  * Map "mtus": hash, __u32 interface index to __u32 MTU. Looked at only on a

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The marker: on egress it writes the tag of a flow into every packet of it; on
- * ingress, with the header strategies only, it makes room for that.
+ * The marker: on egress it writes the tag of a flow into every packet of it, and counts
+ * it; on ingress, with the header strategies, it makes room for that, and counts too if
+ * that is wanted.
  *
  * It fails open. Its verdict is always TC_ACT_UNSPEC, "no opinion", so filters
  * behind it run as if it were not there. Each program comes twice, for
@@ -11,6 +12,7 @@
 #include "exthdr.h"
 #include "room.h"
 #include "rules.h"
+#include "count.h"
 
 const volatile struct settings settings SEC(".rodata.settings") = {};
 
@@ -97,6 +99,7 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 	}
 	if (!find_flow(&key, &flow))
 		return;
+	count(skb, &packet, flow.slot, &settings, 0);
 	if (settings.strategy == STRATEGY_LABEL) {
 		if (write_label(skb, &packet, flow.label) < 0)
 			reason = UNMARKED_KERNEL;
@@ -132,18 +135,44 @@ static __always_inline void hear_of_path(struct __sk_buff *skb, __u32 transport,
 		bpf_map_update_elem(&no_room, key, &value, BPF_ANY);
 }
 
-static __always_inline void make_room(struct __sk_buff *skb, __u32 l2)
+/* Counts a packet that arrives, if the other direction is a flow. */
+static __always_inline void hear_of_flow(struct __sk_buff *skb, const struct packet *packet,
+					 const struct flow_key *key)
+{
+	const __u64 *from = (const __u64 *)key;
+	const struct flow_value *flow;
+	struct flow_key back;
+	__u64 *to = (__u64 *)&back;
+
+	if (!has_ports(packet->protocol))
+		return;
+	to[0] = from[2];
+	to[1] = from[3];
+	to[2] = from[0];
+	to[3] = from[1];
+	to[4] = 0;
+	back.src_port = key->dst_port;
+	back.dst_port = key->src_port;
+	back.protocol = packet->protocol;
+	flow = bpf_map_lookup_elem(&flows, &back);
+	if (flow)
+		count(skb, packet, flow->slot, &settings, 1);
+}
+
+/* What the ingress programs do. */
+static __always_inline void arrive(struct __sk_buff *skb, __u32 l2)
 {
 	struct flow_key key;
 	struct packet packet;
 
-	/* Most packets are neither SYN nor ICMPv6, and leave here. */
-	if (skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &key, &packet)) {
-		if (packet.protocol != IPPROTO_TCP)
-			return;
-	} else if (parse_any(skb, l2, &key, &packet) < 0 || packet.later_fragment) {
+	if (!(skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &key, &packet)) &&
+	    (parse_any(skb, l2, &key, &packet) < 0 || packet.later_fragment))
 		return;
-	}
+	if (settings.count_received)
+		hear_of_flow(skb, &packet, &key);
+	/* What follows makes room, and most packets are neither SYN nor ICMPv6. */
+	if (settings.strategy == STRATEGY_LABEL)
+		return;
 	if (packet.protocol == IPPROTO_TCP)
 		clamp_mss(skb, packet.transport, &settings);
 	else if (packet.protocol == NEXT_ICMPV6)
@@ -167,14 +196,14 @@ int marker_ip(struct __sk_buff *skb)
 SEC("tc")
 int room_eth(struct __sk_buff *skb)
 {
-	make_room(skb, ETH_HLEN);
+	arrive(skb, ETH_HLEN);
 	return TC_ACT_UNSPEC;
 }
 
 SEC("tc")
 int room_ip(struct __sk_buff *skb)
 {
-	make_room(skb, 0);
+	arrive(skb, 0);
 	return TC_ACT_UNSPEC;
 }
 

@@ -26,6 +26,8 @@
 #define IPV6_HOP_LIMIT 7
 #define IPV6_ADDRESSES 8
 
+#define UDP_LEN 8
+
 /* Next headers that linux/in.h leaves out, by their IANA numbers. */
 #define NEXT_HOP_BY_HOP 0
 #define NEXT_ROUTING 43
@@ -54,6 +56,7 @@ struct packet {
 	__u8 tags_in_data;
 	__u8 has_extension;
 	__u8 later_fragment;
+	__u8 header_len;	/* of TCP or UDP; 0: nobody has looked */
 };
 
 /* TCP and UDP begin with source and destination port. */
@@ -97,6 +100,10 @@ static __always_inline int parse_plain(struct __sk_buff *skb, __u32 l2,
 	packet->tags_in_data = 0;
 	packet->has_extension = 0;
 	packet->later_fragment = 0;
+	packet->header_len = UDP_LEN;
+	if (packet->protocol == IPPROTO_TCP)
+		packet->header_len = (void *)ip + IPV6_LEN + 13 > end ? 0 :
+				     (ip[IPV6_LEN + 12] >> 4) * 4;
 	return 1;
 }
 
@@ -124,6 +131,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow_key *ke
 	packet->next_header = next;
 	packet->has_extension = 0;
 	packet->later_fragment = 0;
+	packet->header_len = 0;
 	at += IPV6_LEN;
 
 #pragma unroll

@@ -165,6 +165,7 @@ static __always_inline int find_rule(const struct flow_key *key, struct flow_val
 			found->experiment = rule->experiment;
 			found->activity = rule->activity;
 			found->flags = 0;
+			found->slot = NO_SLOT;
 			/* Changed twice since: then it may have been half of each. */
 			then.word = rules_head;
 			return then.is.version == head.is.version;
@@ -176,6 +177,7 @@ static __always_inline int find_rule(const struct flow_key *key, struct flow_val
 	found->experiment = head.is.experiment;
 	found->activity = head.is.activity;
 	found->flags = 0;
+	found->slot = NO_SLOT;
 	return 1;
 }
 

@@ -22,6 +22,7 @@ use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
+use crate::meter::Meter;
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
 use crate::registry::Names;
@@ -96,6 +97,11 @@ impl Dispatcher {
     /// Shows names beside ids in the log.
     pub fn name_by(&mut self, names: Arc<Names>) {
         self.names = Some(names);
+    }
+
+    /// Has flows counted by `meter`.
+    pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        self.table.set_meter(meter);
     }
 
     /// Has the dispatcher tell the service manager how it is while it runs.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::flow_info::FlowInfo;
+use crate::meter::Counted;
 
 /// The transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -364,6 +365,8 @@ pub struct Flow {
     pub application: Option<Arc<str>>,
     /// What was told of it since it was opened. Most flows have none, so it is apart.
     pub news: Option<Arc<News>>,
+    /// What the marker has counted of it by now, if it counts it.
+    pub counted: Option<Counted>,
 }
 
 /// What was told of an open flow besides its start, and measured.
@@ -386,8 +389,9 @@ impl Flow {
     /// What it has carried so far: as a sender counted it, or as it was measured. A
     /// sender knows of the flow alone, where a connection may carry many in turn.
     pub fn usage(&self) -> Option<Usage> {
-        let news = self.news.as_ref()?;
-        news.usage.or_else(|| news.info.as_ref()?.usage())
+        let news = self.news.as_ref();
+        let told = news.and_then(|news| news.usage.or_else(|| news.info.as_ref()?.usage()));
+        told.or_else(|| self.counted?.usage())
     }
 
     /// The last sample of it, if an enricher takes any.

@@ -12,6 +12,7 @@ use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
 use crate::flow_info::FlowInfo;
+use crate::meter::Meter;
 
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
@@ -118,12 +119,12 @@ pub enum Change {
 }
 
 /// The open flows.
-#[derive(Debug)]
 pub struct FlowTable {
     flows: HashMap<FlowId, Stored>,
     /// Those that are over since a short time.
     closed: Closed,
     key: EntropyKey,
+    meter: Option<Box<dyn Meter>>,
 }
 
 /// A flow without its id, which is the key, and without its label, which follows from
@@ -136,10 +137,12 @@ struct Stored {
     authority: Authority,
     application: Option<Arc<str>>,
     news: Option<Arc<News>>,
+    /// The meter's.
+    slot: Option<u32>,
 }
 
 impl Stored {
-    fn flow(&self, id: FlowId, key: &EntropyKey) -> Flow {
+    fn flow(&self, id: FlowId, key: &EntropyKey, meter: Option<&dyn Meter>) -> Flow {
         Flow {
             id,
             tag: self.tag,
@@ -148,6 +151,7 @@ impl Stored {
             source: self.source,
             application: self.application.clone(),
             news: self.news.clone(),
+            counted: meter.zip(self.slot).map(|(meter, slot)| meter.read(slot)),
         }
     }
 
@@ -192,7 +196,12 @@ impl Stored {
 impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
-        FlowTable { flows: HashMap::new(), closed: Closed::default(), key }
+        FlowTable { flows: HashMap::new(), closed: Closed::default(), key, meter: None }
+    }
+
+    /// Has flows that are opened from now on counted by `meter`.
+    pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        self.meter = meter;
     }
 
     /// Applies an event that arrived at `now` from the plugin `source`, which knows of
@@ -217,7 +226,8 @@ impl FlowTable {
                 let start = event.time.unwrap_or(now);
                 let FlowEvent { tag, application, usage, .. } = event;
                 let usage = usage.map(|usage| *usage);
-                let mut new = Stored { tag, start, source, authority, application, news: None };
+                let mut new =
+                    Stored { tag, start, source, authority, application, news: None, slot: None };
                 if start != now || usage.is_some() {
                     new.hear(usage, now);
                 }
@@ -228,7 +238,10 @@ impl FlowTable {
                     {
                         Change::Stale
                     }
-                    Entry::Vacant(slot) => Change::Opened(slot.insert(new).flow(id, &self.key)),
+                    Entry::Vacant(place) => {
+                        new.slot = open(&mut self.meter, &id);
+                        Change::Opened(place.insert(new).flow(id, &self.key, self.meter.as_deref()))
+                    }
                     Entry::Occupied(mut slot) if event.state == FlowState::Ongoing => {
                         slot.get_mut().authority = authority;
                         slot.get_mut().hear(usage, now);
@@ -241,8 +254,13 @@ impl FlowTable {
                         Change::Repeated
                     }
                     Entry::Occupied(mut slot) => {
-                        let old = slot.insert(new).flow(id, &self.key);
-                        Change::Retagged { old, new: slot.get().flow(id, &self.key) }
+                        new.slot = open(&mut self.meter, &id);
+                        let old = slot.insert(new);
+                        let meter = self.meter.as_deref();
+                        let new = slot.get().flow(id, &self.key, meter);
+                        let change = Change::Retagged { old: old.flow(id, &self.key, meter), new };
+                        close(&mut self.meter, old.slot);
+                        change
                     }
                 }
             }
@@ -259,7 +277,9 @@ impl FlowTable {
                     stored.hear(Some(*usage), now);
                 }
                 self.closed.note(id, stored.start, end.max(stored.start));
-                Change::Closed(stored.flow(id, &self.key))
+                let flow = stored.flow(id, &self.key, self.meter.as_deref());
+                close(&mut self.meter, stored.slot);
+                Change::Closed(flow)
             }
         }
     }
@@ -268,7 +288,7 @@ impl FlowTable {
     /// socket that it has had.
     pub fn measure(&mut self, id: &FlowId, info: FlowInfo) -> Option<Flow> {
         let stored = self.flows.get_mut(id)?;
-        stored.measure(info).then(|| stored.flow(*id, &self.key))
+        stored.measure(info).then(|| stored.flow(*id, &self.key, self.meter.as_deref()))
     }
 
     /// A table that was once large does not stay so for good.
@@ -301,7 +321,21 @@ impl FlowTable {
 
     /// All open flows, in no order.
     pub fn flows(&self) -> Vec<Flow> {
-        self.flows.iter().map(|(id, stored)| stored.flow(*id, &self.key)).collect()
+        self.flows
+            .iter()
+            .map(|(id, stored)| stored.flow(*id, &self.key, self.meter.as_deref()))
+            .collect()
+    }
+}
+
+/// A slot for that flow; none for one of IPv4, which is not marked.
+fn open(meter: &mut Option<Box<dyn Meter>>, id: &FlowId) -> Option<u32> {
+    meter.as_mut().filter(|_| id.is_ipv6())?.open()
+}
+
+fn close(meter: &mut Option<Box<dyn Meter>>, slot: Option<u32>) {
+    if let Some((meter, slot)) = meter.as_mut().zip(slot) {
+        meter.close(slot);
     }
 }
 

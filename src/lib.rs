@@ -46,6 +46,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod log;
+pub mod meter;
 pub mod part;
 #[cfg(target_os = "linux")]
 pub mod privileges;

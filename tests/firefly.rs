@@ -232,7 +232,16 @@ fn odd_hostnames_do_not_lose_the_firefly() {
     let id = event(Start, Protocol::Tcp, "[2001:db8::1]:1", "[2001:db8::2]:2").id;
     let tag = Tag::new(1, 1).unwrap();
     let start = Timestamp::now();
-    let flow = Flow { id, tag, label: 0, start, source: "test", application: None, news: None };
+    let flow = Flow {
+        id,
+        tag,
+        label: 0,
+        start,
+        source: "test",
+        application: None,
+        news: None,
+        counted: None,
+    };
     let long = "x".repeat(300);
     for (name, host) in [
         ("se1.example.org", "se1.example.org"),

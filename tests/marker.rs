@@ -4,13 +4,14 @@
 //! not part of what a test run returns.
 
 mod arriving;
+mod counts;
 mod packet;
 mod rig;
 mod room;
 mod rules;
 mod twice;
 
-use glowd::sys::abi::{FlowKey, FlowValue, Strategy};
+use glowd::sys::abi::{FlowKey, FlowValue, Strategy, NO_SLOT};
 use packet::*;
 use rig::{Rig, TC_ACT_UNSPEC};
 
@@ -21,7 +22,7 @@ const ACTIVITY: u8 = 16;
 /// Experiment 2, activity 16 with all entropy bits set (spec section 1.2).
 const LABEL: u32 = 0xD0143;
 const FLOW: FlowValue =
-    FlowValue { label: LABEL, experiment: EXPERIMENT, activity: ACTIVITY, flags: 0 };
+    FlowValue { label: LABEL, experiment: EXPERIMENT, activity: ACTIVITY, flags: 0, slot: NO_SLOT };
 
 const HEADER_STRATEGIES: [Strategy; 3] =
     [Strategy::HopByHop, Strategy::Destination, Strategy::HopByHopDestination];

@@ -5,6 +5,7 @@
 
 mod bulk;
 mod connections;
+mod counts;
 mod firefly;
 mod harness;
 mod interfaces;

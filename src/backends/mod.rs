@@ -8,6 +8,7 @@ mod marker;
 
 use crate::dispatcher::Queue;
 use crate::error::Result;
+use crate::meter::Meter;
 use crate::part;
 
 pub use marker::clean as clean_marker;
@@ -16,6 +17,11 @@ pub use marker::clean as clean_marker;
 pub trait Backend: Send {
     /// How many open flows it has room for, since it was built; none: for any number.
     fn capacity(&self) -> Option<u32> {
+        None
+    }
+
+    /// What counts the packets of flows, if it does that. Asked for once, before it runs.
+    fn meter(&mut self) -> Option<Box<dyn Meter>> {
         None
     }
 

@@ -171,6 +171,7 @@ fn our_own_are_read() {
     use crate::flow::{Flow, News};
     for (host, application) in [(Some(&b"se1"[..]), Some("a \"b\" \\ {[")), (None, None)] {
         let flow = Flow {
+            counted: None,
             id: id(SRC, DST),
             tag: Tag::new(2, 16).unwrap(),
             label: 0,

@@ -198,6 +198,7 @@ mod tests {
             source: "test",
             application: application.map(Into::into),
             news: None,
+            counted: None,
         }
     }
 

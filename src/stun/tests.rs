@@ -210,6 +210,7 @@ fn lookup() -> Lookup {
 fn flow(src: &str, dst: &str) -> Flow {
     let tag = Tag::new(1, 1).unwrap();
     Flow {
+        counted: None,
         id: FlowId::new(Protocol::Tcp, src.parse().unwrap(), dst.parse().unwrap()).unwrap(),
         tag,
         label: 0,

@@ -51,10 +51,34 @@ pub struct FlowValue {
     pub activity: u8,
     /// `FLOW_*`.
     pub flags: u8,
+    /// Where its packets are counted, or `NO_SLOT`.
+    pub slot: u32,
 }
-// SAFETY: integers that fill eight octets without a gap (the test below asks the
+// SAFETY: integers that fill twelve octets without a gap (the test below asks the
 // C compiler for the offsets).
 unsafe impl Plain for FlowValue {}
+
+/// `NO_SLOT`: the slot of a flow that is counted nowhere.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// `struct count`: what one CPU has counted in a slot; the value of map `counts`, which has
+/// a block of slots for each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets that left.
+    pub packets: u64,
+    /// Octets of their payload.
+    pub octets: u64,
+    /// Packets that arrived.
+    pub received_packets: u64,
+    /// Octets of their payload.
+    pub received_octets: u64,
+    /// When the last one was, in jiffies.
+    pub last: u64,
+}
+// SAFETY: integers of one size.
+unsafe impl Plain for Count {}
 
 /// `MAX_RULES`: how many rules a table of map `rules` holds; it has two tables.
 pub const MAX_RULES: usize = 64;
@@ -160,10 +184,12 @@ pub struct Settings {
     pub debug: u8,
     /// 0 or 1: the kernel has bpf_check_mtu (5.12).
     pub check_mtu: u8,
-    /// Zero.
-    pub pad: u8,
+    /// 0 or 1: packets of flows that arrive are counted too.
+    pub count_received: u8,
+    /// How many flows can be counted at a time.
+    pub slots: u32,
 }
-// SAFETY: bytes only, so without padding; each may have any value.
+// SAFETY: integers that fill eight octets without a gap.
 unsafe impl Plain for Settings {}
 
 /// `enum unmarked_reason`: why packets of a flow went out unmarked, in the order
@@ -363,8 +389,8 @@ mod tests {
             };
         }
         mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
-        mirror!("flow_value", FlowValue { label, experiment, activity, flags });
-        mirror!("settings", Settings { strategy, debug, check_mtu, pad });
+        mirror!("flow_value", FlowValue { label, experiment, activity, flags, slot });
+        mirror!("settings", Settings { strategy, debug, check_mtu, count_received, slots });
         mirror!(
             "rule",
             Rule {
@@ -381,6 +407,8 @@ mod tests {
             }
         );
         mirror!("rules_head", RulesHead { label, experiment, activity, version });
+        mirror!("count", Count { packets, octets, received_packets, received_octets, last });
+        same("NO_SLOT", NO_SLOT as usize);
         same("MAX_RULES", MAX_RULES);
         for (name, value) in [("TCP", RULE_TCP), ("UDP", RULE_UDP), ("OTHER", RULE_OTHER)] {
             same(&format!("RULE_{name}"), usize::from(value));

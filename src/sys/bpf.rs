@@ -24,7 +24,8 @@ use super::cgroup;
 pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
-pub use super::map::{Map, PerCpuArray, Queue};
+pub use super::map::{possible_cpus, Map, PerCpuArray, Queue};
+pub use super::mapped::Mapped;
 pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST};
 pub use super::ringbuf::RingBuffer;
 use crate::error::{At, Error, Result};
@@ -109,6 +110,19 @@ impl OpenObject {
         // SAFETY: the map is this object's, which is not loaded yet.
         let code = unsafe { sys::bpf_map__set_max_entries(map.as_ptr(), entries) };
         check(code, || format!("cannot size map {name:?}"))?;
+        Ok(())
+    }
+
+    /// Makes map `name` an ordinary one, without the flags that the object gives it.
+    ///
+    /// # Errors
+    /// There is no such map.
+    pub fn clear_map_flags(&mut self, name: &str) -> Result<()> {
+        let map = self.maps().find(|map| map_name(*map) == name);
+        let map = map.ok_or_else(|| no_such("map", name))?;
+        // SAFETY: the map is this object's, which is not loaded yet.
+        let code = unsafe { sys::bpf_map__set_map_flags(map.as_ptr(), 0) };
+        check(code, || format!("cannot set the flags of map {name:?}"))?;
         Ok(())
     }
 
@@ -218,6 +232,15 @@ impl Object {
     pub fn map<K: Plain, V: Plain>(&self, name: &str) -> Result<Map<K, V>> {
         let (fd, shape) = self.find_map(name)?;
         Map::new(name, fd, shape)
+    }
+
+    /// The array called `name`, to be read in place.
+    ///
+    /// # Errors
+    /// There is none, or it is something else, or cannot be mapped.
+    pub fn mapped<V: Plain>(&self, name: &str) -> Result<Mapped<V>> {
+        let (fd, shape) = self.find_map(name)?;
+        Mapped::new(name, &fd, shape)
     }
 
     /// The per-CPU array of 64-bit counters called `name`.

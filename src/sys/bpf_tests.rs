@@ -52,8 +52,8 @@ fn arp() -> Vec<u8> {
 fn the_object_is_what_the_marker_expects() {
     let mut object = open();
     object.set_rodata(".rodata.settings", &Settings::default()).unwrap();
-    let refusal = object.set_rodata(".rodata.settings", &0_u64).unwrap_err().to_string();
-    assert!(refusal.contains("has 4 octets instead of 8"), "{refusal}");
+    let refusal = object.set_rodata(".rodata.settings", &0_u32).unwrap_err().to_string();
+    assert!(refusal.contains("has 8 octets instead of 4"), "{refusal}");
     let refusal = object.set_rodata(".rodata.nothing", &0_u64).unwrap_err().to_string();
     assert!(refusal.contains("no section"), "{refusal}");
     object.set_max_entries("nothing", 1).unwrap_err();
@@ -75,7 +75,7 @@ fn maps_are_of_their_types_and_sizes() {
     // It outlives the object.
     drop(object);
     let key = |port: u8| FlowKey { src_port: [0, port], ..FlowKey::default() };
-    let value = FlowValue { label: 0xD0143, experiment: 2, activity: 16, flags: 0 };
+    let value = FlowValue { label: 0xD0143, experiment: 2, activity: 16, flags: 0, slot: u32::MAX };
     for port in 0..3 {
         flows.update(&key(port), &value).unwrap();
     }

@@ -24,7 +24,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn expect(self, name: &str, key: usize, value: usize) -> Result<()> {
+    pub(super) fn expect(self, name: &str, key: usize, value: usize) -> Result<()> {
         if self.key_size as usize != key || self.value_size as usize != value {
             return Err(Error::config(format!(
                 "map {name:?} of the eBPF object has keys of {} and values of {} octets instead \
@@ -177,6 +177,19 @@ impl<V: Plain> Queue<V> {
     }
 }
 
+/// How many CPUs this system may have: their numbers are below.
+///
+/// # Errors
+/// The system does not say.
+pub fn possible_cpus() -> Result<usize> {
+    // SAFETY: takes nothing.
+    let cpus = unsafe { sys::libbpf_num_possible_cpus() };
+    usize::try_from(cpus).map_err(|_| {
+        let cause = io::Error::from_raw_os_error(cpus.saturating_neg());
+        Error::os("cannot count the CPUs", cause)
+    })
+}
+
 /// A per-CPU array of 64-bit counters.
 #[derive(Debug)]
 pub struct PerCpuArray {
@@ -188,13 +201,7 @@ pub struct PerCpuArray {
 impl PerCpuArray {
     pub(super) fn new(name: &str, fd: OwnedFd, shape: Shape) -> Result<Self> {
         shape.expect(name, size_of::<u32>(), size_of::<u64>())?;
-        // SAFETY: takes nothing.
-        let cpus = unsafe { sys::libbpf_num_possible_cpus() };
-        let cpus = usize::try_from(cpus).map_err(|_| {
-            let cause = io::Error::from_raw_os_error(cpus.saturating_neg());
-            Error::os("cannot count the CPUs", cause)
-        })?;
-        Ok(PerCpuArray { fd, entries: shape.entries, cpus })
+        Ok(PerCpuArray { fd, entries: shape.entries, cpus: possible_cpus()? })
     }
 
     /// Each entry, summed over the CPUs.

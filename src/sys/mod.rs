@@ -17,6 +17,8 @@ mod libbpf_log;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod map;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod mapped;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod packed;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod probe;

@@ -35,6 +35,12 @@ pub fn is_free_of_memlock() -> bool {
     has_helper(sys::BPF_FUNC_ktime_get_coarse_ns)
 }
 
+/// Whether programs can ask for the jiffies (5.6) and user space can map arrays (5.5).
+/// Also yes if glowd may not ask.
+pub fn can_count() -> bool {
+    has_helper(sys::BPF_FUNC_jiffies64)
+}
+
 /// Whether the kernel makes maps that forget their oldest entries (4.10). Also yes if
 /// glowd may not ask.
 pub fn has_lru_maps() -> bool {

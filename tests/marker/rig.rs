@@ -4,19 +4,27 @@ use std::cell::RefCell;
 use std::process::Command;
 
 use glowd::entropy::EntropyKey;
-use glowd::sys::abi::{FlowKey, FlowValue, Rule, RulesHead, Settings, SkBuff, Strategy};
-use glowd::sys::bpf::{Map, Object, OpenObject, PerCpuArray, Run, MARKER};
+use glowd::sys::abi::{Count, FlowKey, FlowValue, Rule, RulesHead, Settings, SkBuff, Strategy};
+use glowd::sys::bpf::{possible_cpus, Map, Object, OpenObject, PerCpuArray, Run, MARKER};
 use glowd::sys::probe::has_check_mtu;
 use nix::sched::{unshare, CloneFlags};
 
 /// What every program of the marker returns: no opinion, the next filter decides.
 pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 
+/// How many flows are counted.
+pub(crate) const SLOTS: u32 = 4;
+
+pub(crate) fn cpus() -> u32 {
+    u32::try_from(possible_cpus().unwrap()).unwrap()
+}
+
 /// The programs with one strategy, their maps, and an interface of some MTU.
 pub(crate) struct Rig {
     pub(crate) strategy: Strategy,
     object: Object,
     flows: Map<FlowKey, FlowValue>,
+    counts: Map<u32, Count>,
     rules: Map<u32, Rule>,
     rules_head: Map<u32, RulesHead>,
     unmarked: PerCpuArray,
@@ -30,16 +38,20 @@ impl Rig {
         let settings = Settings {
             strategy: strategy as u8,
             check_mtu: u8::from(has_check_mtu()),
+            count_received: 1,
+            slots: SLOTS,
             ..Settings::default()
         };
         object.set_rodata(".rodata.settings", &settings).unwrap();
         let key = EntropyKey::of_this_boot().halves();
         object.set_rodata(".rodata.entropy", &key).unwrap();
         object.set_max_entries("flows", 100).unwrap();
+        object.set_max_entries("counts", SLOTS * cpus()).unwrap();
         let object = object.load().unwrap();
         Rig {
             strategy,
             flows: object.map("flows").unwrap(),
+            counts: object.map("counts").unwrap(),
             rules: object.map("rules").unwrap(),
             rules_head: object.map(".data.rules").unwrap(),
             unmarked: object.per_cpu_array("unmarked").unwrap(),
@@ -75,6 +87,25 @@ impl Rig {
 
     pub(crate) fn set_rules_head(&self, head: RulesHead) {
         self.rules_head.update(&0, &head).unwrap();
+    }
+
+    /// What all CPUs have counted in a slot.
+    pub(crate) fn count(&self, slot: u32) -> Count {
+        (0..cpus()).fold(Count::default(), |sum, cpu| {
+            let one = self.counts.lookup(&(cpu * SLOTS + slot)).unwrap();
+            Count {
+                packets: sum.packets + one.packets,
+                octets: sum.octets + one.octets,
+                received_packets: sum.received_packets + one.received_packets,
+                received_octets: sum.received_octets + one.received_octets,
+                last: sum.last.max(one.last),
+            }
+        })
+    }
+
+    /// Has every CPU begin with that in a slot.
+    pub(crate) fn set_count(&self, slot: u32, count: Count) {
+        (0..cpus()).for_each(|cpu| self.counts.update(&(cpu * SLOTS + slot), &count).unwrap());
     }
 
     /// A frame that leaves.

@@ -10,6 +10,7 @@ use log::{debug, error, info};
 
 use super::choice::Wanted;
 use super::follow::{Follower, Names, View};
+use super::meter::Slots;
 use super::programs::Programs;
 use super::rules::{self, Table};
 use super::tag::{self, Newest};
@@ -19,6 +20,7 @@ use crate::dispatcher::{Event, Queue};
 use crate::error::{Error, Result};
 use crate::flow::{Flow, Tag};
 use crate::log::limit::Limit;
+use crate::meter::Meter;
 use crate::part::Context;
 use crate::registry;
 use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_REASONS};
@@ -37,6 +39,8 @@ pub(super) struct Marker {
     /// What a plugin wants all other packets to carry.
     everything: Option<Tag>,
     registry: Arc<registry::Names>,
+    /// None: it was given away, or there is none.
+    meter: Option<Slots>,
     /// How many entries map `flows` has room for.
     capacity: u32,
     /// How many entries map `flows` has.
@@ -67,6 +71,7 @@ impl Marker {
             newest: section.bool("matchAll").then(Newest::default),
             everything: None,
             registry: context.names.clone(),
+            meter: follower.programs().meter()?,
             capacity: context.max_flows,
             entries: 0,
             names: follower.names(),
@@ -190,6 +195,10 @@ impl Marker {
 impl Backend for Marker {
     fn capacity(&self) -> Option<u32> {
         Some(self.capacity)
+    }
+
+    fn meter(&mut self) -> Option<Box<dyn Meter>> {
+        Some(Box::new(self.meter.take()?))
     }
 
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {

@@ -3,7 +3,7 @@
 //!
 //! Here are its keys and their rules. `backend` runs it, and `tag` turns flows into map
 //! entries. `choice` says which interfaces are marked, `follow` keeps up with their
-//! changes, `rules` is for packets of no flow, `programs` loads, `attach` puts the programs on an interface, `owner` knows
+//! changes, `rules` is for packets of no flow, `meter` counts, `programs` loads, `attach` puts the programs on an interface, `owner` knows
 //! a filter's maker. The programs are in bpf/marker.bpf.c.
 
 #[cfg(not(all(target_os = "linux", feature = "ebpf")))]
@@ -16,6 +16,8 @@ mod backend;
 mod choice;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod follow;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod meter;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod owner;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
@@ -111,6 +113,18 @@ static KEYS: &[Key] = &[
         live: false,
         doc: "Whether packets that belong to no open flow and meet no rule carry a tag too: that \
               of the flow that was opened last and is still open.",
+    },
+    Key {
+        name: "countReceived",
+        aliases: &[],
+        kind: Kind::Bool,
+        default: "false",
+        live: false,
+        doc:
+            "Whether packets that arrive for open flows are counted too, so that the usage of UDP \
+              is known, and that of TCP without an enricher. It costs each packet of TCP and UDP \
+              that arrives by these interfaces a look. The packets that leave are always counted, \
+              where the kernel is Linux 5.6 or has its features.",
     },
     Key {
         name: "attach",

@@ -6,6 +6,7 @@ use std::path::Path;
 use log::{info, warn};
 
 use super::attach::{Attachment, Way};
+use super::meter::{self, Slots};
 use crate::config::Section;
 use crate::entropy::EntropyKey;
 use crate::error::{At, Class, Error, Result};
@@ -25,6 +26,10 @@ pub(super) struct Programs {
     name: String,
     way: Way,
     remove_qdisc: bool,
+    count_received: bool,
+    /// How many flows can be counted, and on how many CPUs.
+    slots: u32,
+    cpus: u32,
     /// Interfaces' MTUs, on a kernel that does not tell the programs (before 5.12) and
     /// with a strategy that asks.
     mtus: Option<Map<u32, u32>>,
@@ -44,14 +49,18 @@ impl Programs {
             debug: section.bool("debugMode").into(),
             // Headers only make packets exceed it.
             check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
-            pad: 0,
+            count_received: section.bool("countReceived").into(),
+            slots: 0,
         };
+        let (slots, cpus) =
+            if probe::can_count() { meter::size(context.max_flows)? } else { (0, 0) };
+        let settings = Settings { slots, ..settings };
         // All three on every kernel that knows them: some newer ones load the programs
         // without CAP_PERFMON, and they take twice the time for each packet.
         if let Some(lacking) = bpf::lacking_capabilities() {
             return Err(Error::new(Class::Os, lacking).at("cannot load the eBPF programs"));
         }
-        let object = load(section.text("programPath"), settings, context.max_flows)?;
+        let object = load(section.text("programPath"), settings, context.max_flows, cpus)?;
         let mtus = (strategy.adds_header() && settings.check_mtu == 0)
             .then(|| object.map("mtus"))
             .transpose()?;
@@ -61,7 +70,27 @@ impl Programs {
             _ => Way::Auto,
         };
         let (name, remove_qdisc) = (name.to_owned(), section.bool("removeQdisc"));
-        Ok(Programs { object, strategy, name, way, remove_qdisc, mtus })
+        let count_received = settings.count_received != 0;
+        Ok(Programs {
+            object,
+            strategy,
+            name,
+            way,
+            remove_qdisc,
+            count_received,
+            slots,
+            cpus,
+            mtus,
+        })
+    }
+
+    /// What counts the packets of flows, if the kernel has what that takes.
+    ///
+    /// # Errors
+    /// The counters cannot be mapped.
+    pub(super) fn meter(&self) -> Result<Option<Slots>> {
+        let slots = |count| Slots::new(&self.object, count, self.cpus, self.count_received);
+        (self.slots != 0).then(|| slots(self.slots)).transpose()
     }
 
     /// The object, for its maps.
@@ -83,7 +112,7 @@ impl Programs {
     pub(super) fn attach(&self, interface: &Interface) -> Result<Attachment> {
         let framing = Framing::of(interface)?;
         let mut programs = vec![(Hook::Egress, self.object.program(framing.marker())?)];
-        if self.strategy.adds_header() {
+        if self.strategy.adds_header() || self.count_received {
             programs.push((Hook::Ingress, self.object.program(framing.room())?));
         }
         self.tell_mtu(interface)?;
@@ -119,7 +148,7 @@ impl Programs {
     }
 }
 
-fn load(path: &str, settings: Settings, max_flows: u32) -> Result<Object> {
+fn load(path: &str, settings: Settings, max_flows: u32, cpus: u32) -> Result<Object> {
     let mut object = if path.is_empty() {
         OpenObject::from_memory("marker", &bpf::MARKER.unpack()?)?
     } else {
@@ -128,10 +157,15 @@ fn load(path: &str, settings: Settings, max_flows: u32) -> Result<Object> {
     object.set_rodata(".rodata.settings", &settings)?;
     object.set_rodata(".rodata.entropy", &EntropyKey::of_this_boot().halves())?;
     object.set_max_entries("flows", max_flows)?;
+    if settings.slots == 0 {
+        object.clear_map_flags("counts")?;
+    }
+    object.set_max_entries("counts", (settings.slots * cpus).max(1))?;
     // What the strategy does not need is not loaded: it would only cost time.
     let room = settings.strategy != Strategy::Label as u8;
+    let ingress = room || settings.count_received != 0;
     object.retain_programs(|name| {
-        Framing::ALL.iter().any(|f| name == f.marker() || (room && name == f.room()))
+        Framing::ALL.iter().any(|f| name == f.marker() || (ingress && name == f.room()))
     })?;
     object.load().map_err(|error| {
         // The verifier's words for it would be of registers and offsets.

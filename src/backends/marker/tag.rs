@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use crate::flow::{Flow, FlowId, Tag};
-use crate::sys::abi::{FlowKey, FlowValue};
+use crate::sys::abi::{FlowKey, FlowValue, NO_SLOT};
 
 /// The key of a flow's packets; None for IPv4, which has nothing to carry a tag.
 pub(super) fn key(id: &FlowId) -> Option<FlowKey> {
@@ -30,6 +30,7 @@ pub(super) fn value(flow: &Flow) -> FlowValue {
         experiment: flow.tag.experiment(),
         activity: flow.tag.activity(),
         flags: 0,
+        slot: flow.counted.map_or(NO_SLOT, |counted| counted.slot),
     }
 }
 
@@ -73,7 +74,7 @@ mod tests {
         let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
         let tag = Tag::new(2, activity).unwrap();
         let (label, start) = (tag.label(0), Timestamp(0));
-        Flow { id, tag, label, start, source: "test", application: None, news: None }
+        Flow { id, tag, label, start, source: "test", application: None, news: None, counted: None }
     }
 
     #[test]

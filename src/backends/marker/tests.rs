@@ -235,7 +235,16 @@ fn flow(src: &str, activity: u64) -> Flow {
     let id = FlowId::new(Protocol::Tcp, src, dst.parse().unwrap()).unwrap();
     let tag = Tag::new(2, activity).unwrap();
     let start = Timestamp(0);
-    Flow { id, tag, label: tag.label(0), start, source: "test", application: None, news: None }
+    Flow {
+        id,
+        tag,
+        label: tag.label(0),
+        start,
+        source: "test",
+        application: None,
+        news: None,
+        counted: None,
+    }
 }
 
 fn start(flow: &Flow) -> Event {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Usage};
+use crate::meter::Counted;
 use crate::net::http::{Method, Request};
 use crate::registry::{Names, Registry};
 
@@ -250,6 +251,16 @@ fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
     }
     if let Some(Usage { received, sent }) = flow.usage() {
         let _ = write!(out, r#","usage":{{"received":{received},"sent":{sent}}}"#);
+    }
+    if let Some(Counted { packets, octets, received, last, .. }) = flow.counted {
+        let _ = write!(out, r#","marked":{{"packets":{packets},"octets":{octets}"#);
+        if let Some((packets, octets)) = received {
+            let _ = write!(out, r#","receivedPackets":{packets},"receivedOctets":{octets}"#);
+        }
+        if let Some(last) = last {
+            let _ = write!(out, r#","last":"{last}""#);
+        }
+        out.push(b'}');
     }
     let _ = write!(out, r#","lastHeard":"{}"}}"#, flow.heard());
 }
