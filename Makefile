@@ -11,6 +11,7 @@ BINARY ?= target/release/glowd
 DROPINS ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 LIBDIR = $(DESTDIR)$(PREFIX)/lib
+LIBEXECDIR = $(DESTDIR)$(PREFIX)/libexec/glowd
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
 MANDIR = $(SHAREDIR)/man
 DOCDIR = $(SHAREDIR)/doc/glowd
@@ -105,6 +106,10 @@ install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINA
 	install -D -m 0644 rpm/glowd@.service $(LIBDIR)/systemd/system/glowd@.service
 	for unit in glowd.service glowd@.service; do for file in $(DROPINS); do \
 	    install -D -m 0644 rpm/$$file $(LIBDIR)/systemd/system/$$unit.d/$$file || exit 1; done; done
+	install -D -m 0644 rpm/glowd-registry.service $(LIBDIR)/systemd/system/glowd-registry.service
+	install -D -m 0644 rpm/glowd-registry.timer $(LIBDIR)/systemd/system/glowd-registry.timer
+	install -D -m 0755 rpm/refresh-registry $(LIBEXECDIR)/refresh-registry
+	install -D -m 0644 rpm/glowd.preset $(LIBDIR)/systemd/system-preset/90-glowd.preset
 	install -D -m 0644 rpm/glowd.sysusers $(LIBDIR)/sysusers.d/glowd.conf
 	install -D -m 0644 rpm/glowd.tmpfiles $(LIBDIR)/tmpfiles.d/glowd.conf
 	install -d $(BASHDIR) $(ZSHDIR) $(FISHDIR)

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use glowd::sys::abi::{FlowKey, FlowValue, Settings, Strategy};
+use glowd::sys::abi::{FlowKey, FlowValue, Rule, RulesHead, Settings, Strategy, RULE_TCP};
 use glowd::sys::bpf::{Object, OpenObject, Program, MARKER};
 use glowd::sys::probe::has_check_mtu;
 
@@ -36,6 +36,21 @@ fn rows() {
     row("label, IPv6/TCP, match: above the floor", above(hit), "+20 ns 2.25x");
     row("label, IPv6/TCP, no match: above the floor", above(miss), "+17 ns 2.06x");
     row("label, not IPv6: above the floor", above(foreign), "+2 ns 1.13x");
+
+    let datagram = Packet::udp(100).frame();
+    let one = with_rules(1);
+    let many = with_rules(64);
+    let programs = [&one, &many].map(|object| object.program("marker_eth").unwrap());
+    let [floor, first, none, last] = interleaved([
+        (empty, &matching),
+        (programs[0], &other),
+        (programs[1], &datagram),
+        (programs[1], &other),
+    ]);
+    let above = |time: f64| format!("{:+.0} ns {:.2}x", time - floor, time / floor);
+    row("label, no flow, the only rule fits: above the floor", above(first), "+80 ns");
+    row("label, no flow, none of 64 rules fits: above the floor", above(none), "+500 ns");
+    row("label, no flow, the 64th rule fits: above the floor", above(last), "+550 ns");
 
     let frames: Vec<Vec<u8>> = (0..FLOWS).map(frame_of_flow).collect();
     let same = one_at_a_time(label, (0..FLOWS).map(|_| &frames[0]));
@@ -74,6 +89,28 @@ fn marker(strategy: Strategy) -> Object {
         };
         flows.update(&key, &FLOW).unwrap();
     }
+    object
+}
+
+/// The marker with so many rules, of which only the last is for TCP.
+fn with_rules(count: u32) -> Object {
+    let object = marker(Strategy::Label);
+    let rules = object.map("rules").unwrap();
+    for at in 0..count {
+        let rule = Rule {
+            local_last: u16::MAX,
+            remote_first: if at + 1 < count { 9 } else { 0 },
+            remote_last: if at + 1 < count { 9 } else { u16::MAX },
+            label: FLOW.label,
+            experiment: FLOW.experiment,
+            activity: FLOW.activity,
+            classes: RULE_TCP,
+            ..Rule::default()
+        };
+        rules.update(&at, &rule).unwrap();
+    }
+    let head = RulesHead { version: 2, ..RulesHead::default() };
+    object.map(".data.rules").unwrap().update(&0_u32, &head).unwrap();
     object
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What user space and the marker's programs share: map keys and values, the
- * settings, the reasons. Mirrored in src/sys/abi.rs, where a test reads this
+ * What user space and the programs share: map keys and values, the settings, the
+ * reasons. Mirrored in src/sys/abi.rs, where a test reads this
  * file and compares.
  *
  * Fixed width, explicit padding, a size assertion each. Fields in network order
@@ -35,9 +35,42 @@ struct flow_value {
 _Static_assert(sizeof(struct flow_value) == 8, "flow_value");
 
 /*
- * Map "default_flow": array of one flow_value. What packets of no flow carry
- * with match_all; label 0 is none.
+ * Map "rules": array of two tables with so many rules each. One is in use, up to its
+ * first rule without a label.
  */
+#define MAX_RULES 64
+
+/* rule.classes: which protocols it is for. */
+#define RULE_TCP 1
+#define RULE_UDP 2
+#define RULE_OTHER 4
+
+/* What tag packets of no flow carry. All conditions hold. */
+struct rule {
+	__u64 address[4];	/* source, then destination; in network order */
+	__u64 mask[4];		/* which of their bits have to be so; likewise */
+	__u16 local_first;	/* source port, and the last of the range */
+	__u16 local_last;
+	__u16 remote_first;	/* destination port */
+	__u16 remote_last;
+	__u32 label;		/* without entropy; 0: no rule */
+	__u16 experiment;	/* 1 to 511 */
+	__u8 activity;		/* 0 to 63 */
+	__u8 classes;		/* RULE_* */
+};
+_Static_assert(sizeof(struct rule) == 80, "rule");
+
+/*
+ * Section ".data.rules": which table is in use, and the rule behind it, which fits
+ * every packet. Eight octets, aligned, so that they change at once; all zero: no rules.
+ */
+struct rules_head {
+	__u32 label;		/* without entropy; 0: there is no such rule */
+	__u16 experiment;
+	__u8 activity;
+	__u8 version;		/* 0: no table; else its lowest bit says which */
+};
+_Static_assert(sizeof(struct rules_head) == 8, "rules_head");
 
 /* settings.strategy */
 #define STRATEGY_LABEL 0
@@ -48,9 +81,9 @@ _Static_assert(sizeof(struct flow_value) == 8, "flow_value");
 /* Section ".rodata.settings": chosen before load, constant for the verifier. */
 struct settings {
 	__u8 strategy;
-	__u8 match_all;
 	__u8 debug;		/* bpf_printk a line per packet of a flow */
 	__u8 check_mtu;		/* the kernel has bpf_check_mtu (5.12) */
+	__u8 pad;		/* zero */
 };
 _Static_assert(sizeof(struct settings) == 4, "settings");
 
@@ -95,5 +128,50 @@ struct socket_holder {
 	char command[16];	/* of that process; ends in a NUL */
 };
 _Static_assert(sizeof(struct socket_holder) == 32, "socket_holder");
+
+/* connection.change */
+#define CONNECTION_OPENED 1	/* before its SYN has left */
+#define CONNECTION_ESTABLISHED 2
+#define CONNECTION_CLOSED 3
+
+/* A record of ring buffer "reports" of connections.bpf.c. */
+struct connection {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 cookie;		/* of the socket: SO_COOKIE */
+	__u64 cgroup;		/* number of the socket's; 0: unknown */
+	__u8 local[16];		/* IPv4 as IPv4-mapped IPv6 */
+	__u8 remote[16];
+	__be16 local_port;
+	__be16 remote_port;
+	__u32 uid;		/* of the socket */
+	__u32 pid;		/* of the process that opens it; 0: unknown */
+	__u8 change;		/* CONNECTION_OPENED ... */
+	__u8 passive;		/* 1: the other end has opened it */
+	__u8 pad[2];		/* zero */
+	char command[16];	/* of that process; ends in a NUL */
+};
+_Static_assert(sizeof(struct connection) == 88, "connection");
+
+/* Ports in host order; both ends of a range belong to it. */
+struct port_ranges {
+	__u16 local_first;
+	__u16 local_last;
+	__u16 remote_first;
+	__u16 remote_last;
+};
+_Static_assert(sizeof(struct port_ranges) == 8, "port_ranges");
+
+#define PORT_RANGES 16
+
+/*
+ * Map "filter" of connections.bpf.c: array of one. A connection is reported if
+ * its ports are in one of the ranges, or if there are none.
+ */
+struct connection_filter {
+	__u32 count;		/* of the ranges */
+	__u32 no_loopback;	/* 1: none from or to 127.0.0.0/8 and ::1 */
+	struct port_ranges ranges[PORT_RANGES];
+};
+_Static_assert(sizeof(struct connection_filter) == 8 + 8 * PORT_RANGES, "connection_filter");
 
 #endif

@@ -10,6 +10,7 @@
 #include "label.h"
 #include "exthdr.h"
 #include "room.h"
+#include "rules.h"
 
 const volatile struct settings settings SEC(".rodata.settings") = {};
 
@@ -21,13 +22,6 @@ struct {
 } flows SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow_value);
-} default_flow SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, UNMARKED_REASONS);
 	__type(key, __u32);
@@ -35,7 +29,7 @@ struct {
 } unmarked SEC(".maps");
 
 /*
- * Flows that only match_all marks and whose path has no room for headers. The
+ * Flows that only a rule marks and whose path has no room for headers. The
  * oldest is forgotten when there are too many, and learnt again.
  */
 struct {
@@ -55,13 +49,12 @@ static __always_inline void count_unmarked(enum unmarked_reason reason)
 }
 
 /*
- * Copies the flow of a packet, or with match_all the default one, and returns 1; or
- * 0 if there is none. A copy, since user space may change it meanwhile.
+ * Copies the flow of a packet, or what a rule says of it, and returns 1; or 0 if there
+ * is neither. A copy, since user space may change it meanwhile.
  */
 static __always_inline int find_flow(const struct flow_key *key, struct flow_value *copy)
 {
 	struct flow_value *flow = NULL;
-	__u32 zero = 0;
 
 	if (has_ports(key->protocol))
 		flow = bpf_map_lookup_elem(&flows, key);
@@ -69,16 +62,14 @@ static __always_inline int find_flow(const struct flow_key *key, struct flow_val
 		*copy = *flow;
 		return 1;
 	}
-	if (!settings.match_all)
-		return 0;
 	/* Neighbour discovery and its kin must arrive as they are. */
 	if (settings.strategy != STRATEGY_LABEL && !has_ports(key->protocol))
 		return 0;
-	flow = bpf_map_lookup_elem(&default_flow, &zero);
-	if (!flow || !flow->label)
+	if (!find_rule(key, copy))
 		return 0;
-	*copy = *flow;
-	if (settings.strategy != STRATEGY_LABEL && bpf_map_lookup_elem(&no_room, key))
+	if (settings.strategy == STRATEGY_LABEL)
+		copy->label |= entropy_of(key);
+	else if (bpf_map_lookup_elem(&no_room, key))
 		copy->flags |= FLOW_NO_ROOM;
 	return 1;
 }
@@ -132,7 +123,7 @@ static __always_inline void hear_of_path(struct __sk_buff *skb, __u32 transport,
 	if (!is_too_big(skb, transport, key))
 		return;
 	flow = bpf_map_lookup_elem(&flows, key);
-	if ((!flow && !settings.match_all) ||
+	if ((!flow && !has_rules()) ||
 	    lower_path_mtu(skb, transport, room(settings.strategy)) == 0)
 		return;
 	if (flow)

@@ -137,6 +137,7 @@ impl Dispatcher {
                 Message::Count(answer) => drop(answer.send(self.table.count())),
                 Message::Malformed(events) => self.counters.malformed += events,
                 Message::Samples(samples) => self.measure(samples),
+                Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
                 Message::Report => self.report(),
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {

@@ -29,7 +29,7 @@ fn with_dispatcher(room: u32, talk: impl FnOnce(&Inlet)) -> Vec<(FlowState, u16)
         told.extend(batch.iter().filter_map(|event| match event {
             Event::Start(flow) => Some((Start, flow.id.src().port())),
             Event::End(flow, _) => Some((End, flow.id.src().port())),
-            Event::Report | Event::Reload(_) | Event::Sample(_) => None,
+            Event::Everything(_) | Event::Report | Event::Reload(_) | Event::Sample(_) => None,
         }));
     }
     assert_eq!(queue.depth(), 0);
@@ -129,6 +129,7 @@ fn a_section_reaches_its_backend_only_and_in_order() {
         let word = |event: &Event| match event {
             Event::Start(_) => "start",
             Event::End(..) => "end",
+            Event::Everything(_) => "everything",
             Event::Report => "report",
             Event::Reload(_) => "reload",
             Event::Sample(_) => "sample",

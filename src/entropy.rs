@@ -22,6 +22,11 @@ impl EntropyKey {
         EntropyKey([half(0..16).unwrap_or(0), half(16..32).unwrap_or(0)])
     }
 
+    /// The key itself, for the program that computes the same in the kernel.
+    pub fn halves(self) -> [u64; 2] {
+        self.0
+    }
+
     /// 32 bits for that flow; the label uses five of them.
     pub fn entropy(self, id: &FlowId) -> u32 {
         let mut tuple = [0; 37];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Section;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag};
 use crate::flow_info::FlowInfo;
 use crate::flow_table::{Admission, Authority};
 
@@ -30,6 +30,7 @@ pub(crate) enum Message {
     Count(Sender<usize>),
     Malformed(u64),
     Samples(Vec<(FlowId, FlowInfo)>),
+    Everything(Option<Tag>),
     Report,
     Reporter(Reporter),
     Ready(Sender<()>),
@@ -166,6 +167,12 @@ impl Inlet {
     /// given up, which is what false says.
     pub fn samples(&self, samples: Vec<(FlowId, FlowInfo)>) -> bool {
         self.messages.try_send(Message::Samples(samples)).is_ok()
+    }
+
+    /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
+    pub fn everything(&self, tag: Option<Tag>) {
+        // A daemon that is stopping marks no more.
+        let _ = self.messages.send(Message::Everything(tag));
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so

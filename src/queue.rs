@@ -9,7 +9,7 @@ use std::sync::Arc;
 use log::warn;
 
 use crate::config::Section;
-use crate::flow::{Flow, Timestamp};
+use crate::flow::{Flow, Tag, Timestamp};
 use crate::warn_limited;
 
 /// Depth of a backend's queue, in events, over which a warning is due.
@@ -24,6 +24,8 @@ pub enum Event {
     End(Flow, Timestamp),
     /// An open flow was measured ([`Flow::info`]). These are left out where a queue is long.
     Sample(Flow),
+    /// From now on packets that nothing else gives a tag carry this one, or none again.
+    Everything(Option<Tag>),
     /// The administrator asks for the counters (SIGUSR1).
     Report,
     /// The backend's section has changed (SIGHUP): what follows is worked on by this

@@ -64,7 +64,9 @@ fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
         let parts = plugins::ALL.iter().map(|spec| spec.name);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.name));
         let command = stem == "selftest" && root().join("src/selftest/mod.rs").exists();
-        let shared = root().join("src/net").join(format!("{stem}.rs")).exists();
+        let net = root().join("src/net");
+        let shared =
+            net.join(format!("{stem}.rs")).exists() || net.join(stem).join("kernel.rs").exists();
         assert!(command || shared || parts.map(snake_case).any(|part| part == stem), "bpf/{name}");
     }
 }

@@ -7,6 +7,7 @@ mod arriving;
 mod packet;
 mod rig;
 mod room;
+mod rules;
 mod twice;
 
 use glowd::sys::abi::{FlowKey, FlowValue, Strategy};
@@ -38,7 +39,7 @@ fn key(protocol: u8) -> FlowKey {
 
 /// The marker with that strategy and one TCP and one UDP flow open.
 fn rig(strategy: Strategy) -> Rig {
-    let rig = Rig::new(strategy, false);
+    let rig = Rig::new(strategy);
     rig.open(key(TCP), FLOW);
     rig.open(key(UDP), FLOW);
     rig
@@ -111,7 +112,7 @@ fn defect_04_tcp_and_udp_are_marked_each_by_its_own_flow() {
         assert_marked(&both, &Packet::tcp(100), "TCP");
         assert_marked(&both, &Packet::tcp(0), "TCP without data");
         assert_marked(&both, &Packet::udp(100), "UDP");
-        let only_udp = Rig::new(strategy, false);
+        let only_udp = Rig::new(strategy);
         only_udp.open(key(UDP), FLOW);
         assert_marked(&only_udp, &Packet::udp(1), "UDP");
         let tcp = Packet::tcp(1).frame();
@@ -165,7 +166,7 @@ fn headers_are_the_octets_of_the_specification() {
     assert_eq!(out[62..70], [0x06, 0x00, 0x1E, 0x03, 0x00, 0x02, 0x10, 0x00]);
     assert_eq!(out[18..20], [0, 36], "payload length");
     // Experiment 511 has an octet of its own for its ninth bit.
-    let rig = Rig::new(Strategy::HopByHop, false);
+    let rig = Rig::new(Strategy::HopByHop);
     rig.open(key(TCP), FlowValue { experiment: 511, activity: 63, ..FLOW });
     let out = rig.egress(&Packet::tcp(0).frame()).packet;
     assert_eq!(out[54..62], [0x06, 0x00, 0x1E, 0x03, 0x01, 0xFF, 0x3F, 0x00]);
@@ -348,30 +349,5 @@ fn hop_by_hop_goes_before_other_headers_and_destination_keeps_away() {
             let reason = Some("EXTENSION");
             assert_untouched(&rig(strategy), &packet.frame(), reason, "extension header");
         }
-    }
-}
-
-#[test]
-fn match_all_marks_what_no_flow_claims() {
-    if skip_unless_root() {
-        return;
-    }
-    let other = FlowValue { label: 0x28028, experiment: 5, activity: 10, flags: 0 };
-    let rig = Rig::new(Strategy::Label, true);
-    let strange = Packet::tcp(9).with(|p| p.src[15] = 9);
-    assert_untouched(&rig, &strange.frame(), None, "no flow was ever open");
-    rig.open(key(TCP), FLOW);
-    rig.set_default_flow(other);
-    assert_marked(&rig, &Packet::tcp(9), "an exact flow wins");
-    for packet in [strange.clone(), Packet::udp(9), Packet::other(ICMPV6, &[128; 40])] {
-        let out = rig.egress(&packet.frame()).packet;
-        assert_eq!(out, packet.with(|p| p.label = other.label).frame());
-    }
-    for strategy in HEADER_STRATEGIES {
-        let rig = Rig::new(strategy, true);
-        rig.set_default_flow(FLOW);
-        assert_marked(&rig, &strange, "no flow of its own");
-        let discovery = Packet::other(ICMPV6, &[135; 32]).frame();
-        assert_untouched(&rig, &discovery, None, "neighbour discovery");
     }
 }

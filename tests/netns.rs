@@ -4,17 +4,22 @@
 //! is counted and has to be marked, none may be missing.
 
 mod bulk;
+mod connections;
 mod firefly;
 mod harness;
 mod interfaces;
+mod iperf3;
 mod life;
 mod listener;
 mod odd;
 mod packets;
+mod passing;
 mod paths;
+mod perfsonar;
 mod privilege;
 mod rig;
-mod stacks;
+mod rules;
+mod sockets;
 mod stun;
 mod watch;
 mod xrootd;

@@ -1,6 +1,7 @@
 //! What the commands do.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use log::LevelFilter;
 
@@ -10,6 +11,7 @@ use crate::config::nearest::nearest;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::log::Destination;
+use crate::registry::Registry;
 use crate::reload::Origin;
 use crate::{backends, daemon, shutdown, stun};
 
@@ -40,6 +42,14 @@ pub(super) fn conf(args: &Args) -> Result<()> {
 pub(super) fn marker_clean(args: &Args) -> Result<()> {
     log_to_stderr(args)?;
     backends::clean_marker(&args.interfaces)
+}
+
+pub(super) fn registry_check(args: &Args) -> Result<()> {
+    let [file] = args.operands.as_slice() else {
+        return Err(Error::usage("\"registry check\" takes one word: a file"));
+    };
+    Registry::load(Path::new(file))?;
+    print(&format!("{file}: ok\n"))
 }
 
 /// For the commands that talk to whoever has typed them.

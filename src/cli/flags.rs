@@ -136,6 +136,14 @@ pub static COMMANDS: &[Command] = &[
         run: tag::decode,
     },
     Command {
+        name: "registry check",
+        operand: Some("FILE"),
+        doc:
+            "Judge whether FILE is a registry, and say \"FILE: ok\" or what is wrong. Its form is \
+              that of https://www.scitags.org/api.json; see registryPath in glowd.conf(5).",
+        run: commands::registry_check,
+    },
+    Command {
         name: "selftest",
         operand: None,
         doc: "Try whether marking works on this host. It prints a line for each thing that the \

@@ -50,6 +50,8 @@ pub enum Kind {
     List,
     /// A name or a number, which is kept as text; "" for none.
     Word,
+    /// Names and numbers, which are kept as texts: one, or a list of them.
+    Words,
     /// TCP or UDP ports: a number, a text such as "5000-5100", or a list of them.
     Ports,
     /// IP prefixes or addresses: a text or a list of them.

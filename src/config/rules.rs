@@ -135,7 +135,21 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             seen.push((path, file));
         }
     }
+    if finds_twice(config) {
+        problems.push(
+            "plugins.perfsonar.fireflies: plugin netlink finds the connections of this host \
+             already; give it an experiment and an activity instead"
+                .into(),
+        );
+    }
     problems
+}
+
+/// Two plugins that look for the same connections would give them two tags in turn.
+fn finds_twice(config: &Config) -> bool {
+    let plugin = |name| config.plugins.iter().find(|(spec, _)| spec.name == name);
+    let perfsonar = plugin("perfsonar").is_some_and(|(_, section)| section.bool("fireflies"));
+    perfsonar && plugin("netlink").is_some()
 }
 
 /// What is allowed but hardly meant; each starts with the path of a key.
@@ -149,6 +163,12 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         let text = "backends: there is none, so no flow will be marked or reported";
         // The API may still list what was reported.
         remarks.push((Level::Info, text.to_owned()));
+    }
+    if config.plugins.iter().any(|(spec, _)| spec.name == "perfsonar")
+        && !config.backends.iter().any(|(spec, _)| spec.name == "marker")
+    {
+        let text = "plugins.perfsonar: nothing will carry its tag without backends.marker";
+        remarks.push((Level::Warn, text.to_owned()));
     }
     if !config.top.list("stunServers").is_empty() {
         let text = "stunServers: has no effect without the backend firefly";

@@ -22,6 +22,7 @@ impl Kind {
             Kind::Choice(choices) => format!("one of {}", names(choices, ", ")),
             Kind::List => "a list of texts".into(),
             Kind::Word => "a name or a number".into(),
+            Kind::Words => "a name or a number, or a list of them".into(),
             Kind::Ports => PORTS.into(),
             Kind::Prefixes => {
                 "a prefix (a text, such as \"192.0.2.0/24\") or a list of them".into()
@@ -45,6 +46,7 @@ impl Kind {
             Kind::Choice(choices) => names(choices, " | "),
             Kind::List => "list of text".into(),
             Kind::Word => "name or number".into(),
+            Kind::Words => "list of names and numbers".into(),
             Kind::Ports => "list of ports".into(),
             Kind::Prefixes => "list of prefixes".into(),
             Kind::Rules(_) => "list of objects".into(),
@@ -104,7 +106,7 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
                 return Err(problem(format!("{number} is out of range ({min} to {max})")));
             }
         },
-        (Kind::List | Kind::Ports | Kind::Prefixes, Json::List(nodes)) => {
+        (Kind::List | Kind::Words | Kind::Ports | Kind::Prefixes, Json::List(nodes)) => {
             let texts = nodes.into_iter().enumerate().map(|(index, node)| {
                 let text = node.open().and_then(|json| item(kind, json));
                 text.map_err(|message| Problem {
@@ -117,13 +119,11 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
         (Kind::List | Kind::Prefixes, Json::Text(text)) => {
             Value::List(vec![item(kind, Json::Text(text)).map_err(problem)?])
         }
-        (Kind::Ports, json @ (Json::Text(_) | Json::Number(_))) => {
+        (Kind::Words | Kind::Ports, json @ (Json::Text(_) | Json::Number(_))) => {
             Value::List(vec![item(kind, json).map_err(problem)?])
         }
         // Whether the number is one that can be is for those to say who know its range.
-        (Kind::Word, Json::Number(number)) if !number.contains(['.', 'e', 'E', '-']) => {
-            Value::Text(number.to_owned())
-        }
+        (Kind::Word, Json::Number(number)) if is_id(number) => Value::Text(number.to_owned()),
         // Those in a section are judged with it; this is for defaults.
         (Kind::Rules(_), Json::List(nodes)) if nodes.is_empty() => Value::Rules(Vec::new()),
         (
@@ -201,6 +201,11 @@ fn judge_text(kind: &Kind, text: String) -> Result<String, String> {
     }
 }
 
+/// Whether a number is whole and not negative.
+fn is_id(number: &str) -> bool {
+    !number.contains(['.', 'e', 'E', '-'])
+}
+
 /// An item of a list of that kind, as text.
 fn item(kind: &Kind, json: Json<'_>) -> Result<String, String> {
     let text = match (kind, json) {
@@ -209,6 +214,8 @@ fn item(kind: &Kind, json: Json<'_>) -> Result<String, String> {
         }
         (_, Json::Text(text)) => text,
         (Kind::Ports, Json::Number(number)) => number.to_owned(),
+        (Kind::Words, Json::Number(number)) if is_id(number) => number.to_owned(),
+        (Kind::Words, json) => return Err(unexpected(&json, "a name or a number")),
         (Kind::Ports, json) => return Err(unexpected(&json, "a port or a range")),
         (_, json) => return Err(unexpected(&json, "a text")),
     };
@@ -280,6 +287,8 @@ mod tests {
             (Kind::List, "[]", Value::List(vec![])),
             (Kind::Word, "\"atlas\"", text("atlas")),
             (Kind::Word, "2", text("2")),
+            (Kind::Words, "2", Value::List(vec!["2".into()])),
+            (Kind::Words, r#"[2, "cms"]"#, Value::List(vec!["2".into(), "cms".into()])),
             (Kind::Ports, "1094", Value::List(vec!["1094".into()])),
             (Kind::Ports, r#"["1094-1095", 7]"#, Value::List(vec!["1094-1095".into(), "7".into()])),
             (Kind::Ports, "\"7-7\"", Value::List(vec!["7".into()])),
@@ -311,6 +320,7 @@ mod tests {
             (Kind::List, "[1]", "item 1: found the number 1, expected a text"),
             (Kind::Word, "2.5", "found the number 2.5, expected a name or a number"),
             (Kind::Word, "[2]", "found a list, expected a name or a number"),
+            (Kind::Words, "[2, 2.5]", "item 2: found the number 2.5, expected a name or a number"),
             (Kind::Ports, "true", "found true, expected a port, a range (a text, such as \"5000-5100\") or a list of them"),
             (Kind::Ports, "0", "\"0\": 0 is not a port (1 to 65535)"),
             (Kind::Ports, "[1, 1e3]", "item 2: \"1e3\": \"1e3\" is not a port (1 to 65535)"),

@@ -7,6 +7,7 @@ pub mod cgroups;
 #[cfg(target_os = "linux")]
 pub mod changes;
 pub mod collectors;
+pub mod connections;
 pub mod host;
 pub mod http;
 pub mod inbox;

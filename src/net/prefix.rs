@@ -43,6 +43,12 @@ impl Prefix {
             _ => false,
         }
     }
+
+    /// The address, and which of its bits count; None for IPv4.
+    pub fn bits_v6(&self) -> Option<(u128, u128)> {
+        let IpAddr::V6(address) = self.address else { return None };
+        Some((address.into(), u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0)))
+    }
 }
 
 impl FromStr for Prefix {

@@ -5,8 +5,10 @@
 
 pub mod api;
 mod firefly;
+mod iperf3;
 pub mod named_pipe;
 mod netlink;
+mod perfsonar;
 
 use crate::config::live::Live;
 use crate::dispatcher::Inlet;
@@ -32,7 +34,14 @@ pub trait Plugin: Send {
 pub type Spec = part::Spec<dyn Plugin>;
 
 /// All plugins, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&named_pipe::SPEC, &api::SPEC, &firefly::SPEC, &netlink::SPEC];
+pub const ALL: &[&Spec] = &[
+    &named_pipe::SPEC,
+    &api::SPEC,
+    &firefly::SPEC,
+    &netlink::SPEC,
+    &iperf3::SPEC,
+    &perfsonar::SPEC,
+];
 
 /// The example of CONTRIBUTING.md, which has to compile and to work.
 #[cfg(test)]

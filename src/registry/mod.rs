@@ -115,6 +115,9 @@ impl Registry {
     /// tag, or two entries of one id or name.
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         let document: Document = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if document.experiments.is_empty() {
+            return Err("it has no experiments".to_owned());
+        }
         let mut experiments: Vec<Experiment> = Vec::new();
         for DocumentExperiment { id, name, activities } in document.experiments {
             judge("experiment", id, &name, 1..=Tag::MAX_EXPERIMENT)?;
@@ -342,7 +345,9 @@ mod tests {
             let error = refused(&list);
             assert!(error.starts_with(problem), "{error}");
         }
-        for text in ["", "[]", r#"{"experiments": 1}"#, r#"{"experiments": [{"expId": -1}]}"#] {
+        let none = r#"{"experiments": []}"#;
+        for text in ["", "[]", none, r#"{"experiments": 1}"#, r#"{"experiments": [{"expId": -1}]}"#]
+        {
             assert!(Registry::parse(text).is_err(), "{text}");
         }
     }

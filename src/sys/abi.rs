@@ -39,7 +39,7 @@ unsafe impl Plain for FlowKey {}
 /// `FLOW_NO_ROOM`: a flag of a flow whose path has no room for a header.
 pub const FLOW_NO_ROOM: u8 = 1;
 
-/// `struct flow_value`: the value of maps `flows` and `default_flow`.
+/// `struct flow_value`: the value of map `flows`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowValue {
@@ -55,6 +55,66 @@ pub struct FlowValue {
 // SAFETY: integers that fill eight octets without a gap (the test below asks the
 // C compiler for the offsets).
 unsafe impl Plain for FlowValue {}
+
+/// `MAX_RULES`: how many rules a table of map `rules` holds; it has two tables.
+pub const MAX_RULES: usize = 64;
+
+/// `RULE_TCP`: a class of protocols that a rule is for.
+pub const RULE_TCP: u8 = 1;
+/// `RULE_UDP`: another.
+pub const RULE_UDP: u8 = 2;
+/// `RULE_OTHER`: all others.
+pub const RULE_OTHER: u8 = 4;
+
+/// `struct rule`: what tag packets of no flow carry that meet all its conditions; the
+/// value of map `rules`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Source, then destination address, each half of it in network order.
+    pub address: [[u8; 8]; 4],
+    /// Which of their bits have to be so, likewise.
+    pub mask: [[u8; 8]; 4],
+    /// The first source port.
+    pub local_first: u16,
+    /// The last.
+    pub local_last: u16,
+    /// The first destination port.
+    pub remote_first: u16,
+    /// The last.
+    pub remote_last: u16,
+    /// Flow label without entropy. 0: no rule, and none behind it.
+    pub label: u32,
+    /// Experiment id, 1 to 511.
+    pub experiment: u16,
+    /// Activity id, 0 to 63.
+    pub activity: u8,
+    /// `RULE_*`.
+    pub classes: u8,
+}
+// SAFETY: bytes and integers that fill 80 octets without a gap (the test below asks
+// the C compiler for the offsets).
+unsafe impl Plain for Rule {}
+
+/// `struct rules_head`: which table of rules is in use, and the rule behind it, which
+/// every packet meets. The whole of section `.data.rules`; all zero: no rules.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RulesHead {
+    /// Flow label without entropy. 0: there is no rule behind the table.
+    pub label: u32,
+    /// Experiment id, 1 to 511.
+    pub experiment: u16,
+    /// Activity id, 0 to 63.
+    pub activity: u8,
+    /// 0: no table; else its lowest bit says which.
+    pub version: u8,
+}
+// SAFETY: integers that fill eight octets without a gap.
+unsafe impl Plain for RulesHead {}
+
+// SAFETY: integers; `struct entropy_key`, the whole of section `.rodata.entropy`.
+unsafe impl Plain for [u64; 2] {}
 
 /// Where a packet carries the tag (`settings.strategy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +156,12 @@ impl Strategy {
 pub struct Settings {
     /// A [`Strategy`].
     pub strategy: u8,
-    /// 0 or 1: packets of no flow carry the tag of the default flow.
-    pub match_all: u8,
     /// 0 or 1: a line to the kernel's trace pipe per packet of a flow.
     pub debug: u8,
     /// 0 or 1: the kernel has bpf_check_mtu (5.12).
     pub check_mtu: u8,
+    /// Zero.
+    pub pad: u8,
 }
 // SAFETY: bytes only, so without padding; each may have any value.
 unsafe impl Plain for Settings {}
@@ -203,6 +263,82 @@ pub struct SocketHolder {
 // C compiler for the offsets); each may have any value.
 unsafe impl Plain for SocketHolder {}
 
+/// `struct connection`: a record of ring buffer `reports` of bpf/connections.bpf.c.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionReport {
+    /// When: CLOCK_MONOTONIC, in nanoseconds.
+    pub time: u64,
+    /// The socket's cookie (SO_COOKIE).
+    pub cookie: u64,
+    /// The number of the socket's control group; 0: unknown.
+    pub cgroup: u64,
+    /// Local address, in network order; IPv4 as IPv4-mapped IPv6.
+    pub local: [u8; 16],
+    /// Remote address, likewise.
+    pub remote: [u8; 16],
+    /// Local port, in network order.
+    pub local_port: [u8; 2],
+    /// Remote port, in network order.
+    pub remote_port: [u8; 2],
+    /// The socket's user.
+    pub uid: u32,
+    /// The process that opens it; 0: unknown.
+    pub pid: u32,
+    /// `CONNECTION_OPENED` and the like.
+    pub change: u8,
+    /// 0 or 1: the other end has opened it.
+    pub passive: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+    /// The command of that process; ends in a NUL.
+    pub command: [u8; 16],
+}
+// SAFETY: integers and bytes that fill 88 octets without a gap (the test below asks the
+// C compiler for the offsets); each may have any value.
+unsafe impl Plain for ConnectionReport {}
+
+/// `CONNECTION_OPENED`: its SYN has not left yet.
+pub const CONNECTION_OPENED: u8 = 1;
+/// `CONNECTION_ESTABLISHED`.
+pub const CONNECTION_ESTABLISHED: u8 = 2;
+/// `CONNECTION_CLOSED`.
+pub const CONNECTION_CLOSED: u8 = 3;
+
+/// `struct port_ranges`: of both ends of a connection, in host order; both ends of a
+/// range belong to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortRanges {
+    /// Lowest local port.
+    pub local_first: u16,
+    /// Highest local port.
+    pub local_last: u16,
+    /// Lowest remote port.
+    pub remote_first: u16,
+    /// Highest remote port.
+    pub remote_last: u16,
+}
+// SAFETY: four integers of the same size.
+unsafe impl Plain for PortRanges {}
+
+/// `PORT_RANGES`: the most that a filter has.
+pub const PORT_RANGES: usize = 16;
+
+/// `struct connection_filter`: the value of map `filter`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionFilter {
+    /// How many of the ranges count; 0: all ports are wanted.
+    pub count: u32,
+    /// 0 or 1: connections from or to loopback addresses are not wanted.
+    pub no_loopback: u32,
+    /// The ranges.
+    pub ranges: [PortRanges; PORT_RANGES],
+}
+// SAFETY: integers without a gap, the ranges' size being a multiple of theirs.
+unsafe impl Plain for ConnectionFilter {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,9 +364,49 @@ mod tests {
         }
         mirror!("flow_key", FlowKey { src, dst, src_port, dst_port, protocol, pad });
         mirror!("flow_value", FlowValue { label, experiment, activity, flags });
-        mirror!("settings", Settings { strategy, match_all, debug, check_mtu });
+        mirror!("settings", Settings { strategy, debug, check_mtu, pad });
+        mirror!(
+            "rule",
+            Rule {
+                address,
+                mask,
+                local_first,
+                local_last,
+                remote_first,
+                remote_last,
+                label,
+                experiment,
+                activity,
+                classes
+            }
+        );
+        mirror!("rules_head", RulesHead { label, experiment, activity, version });
+        same("MAX_RULES", MAX_RULES);
+        for (name, value) in [("TCP", RULE_TCP), ("UDP", RULE_UDP), ("OTHER", RULE_OTHER)] {
+            same(&format!("RULE_{name}"), usize::from(value));
+        }
         mirror!("captured", Captured { len, gso_size, data });
         mirror!("socket_holder", SocketHolder { cgroup, inode, pid, command });
+        mirror!(
+            "connection",
+            ConnectionReport {
+                time,
+                cookie,
+                cgroup,
+                local,
+                remote,
+                local_port,
+                remote_port,
+                uid,
+                pid,
+                change,
+                passive,
+                pad,
+                command
+            }
+        );
+        mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });
+        mirror!("connection_filter", ConnectionFilter { count, no_loopback, ranges });
         mirror!(
             "__sk_buff",
             SkBuff {
@@ -247,6 +423,10 @@ mod tests {
         );
         same("CAPTURED_DATA", CAPTURED_DATA);
         same("FLOW_NO_ROOM", usize::from(FLOW_NO_ROOM));
+        same("PORT_RANGES", PORT_RANGES);
+        same("CONNECTION_OPENED", usize::from(CONNECTION_OPENED));
+        same("CONNECTION_ESTABLISHED", usize::from(CONNECTION_ESTABLISHED));
+        same("CONNECTION_CLOSED", usize::from(CONNECTION_CLOSED));
         same("STRATEGY_LABEL", Strategy::Label as usize);
         same("STRATEGY_HOP_BY_HOP", Strategy::HopByHop as usize);
         same("STRATEGY_DESTINATION", Strategy::Destination as usize);

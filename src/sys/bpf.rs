@@ -20,11 +20,13 @@ use std::time::Duration;
 use libbpf_sys as sys;
 
 use super::abi::{Plain, SkBuff};
+use super::cgroup;
 pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{Map, PerCpuArray, Queue};
-pub use super::packed::{MARKER, PROCESSES, SELFTEST};
+pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST};
+pub use super::ringbuf::RingBuffer;
 use crate::error::{At, Error, Result};
 use crate::net::tc::Hook;
 
@@ -236,6 +238,15 @@ impl Object {
         Queue::new(name, fd, shape)
     }
 
+    /// The ring buffer called `name`.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be mapped.
+    pub fn ring_buffer<V: Plain>(&self, name: &str) -> Result<RingBuffer<V>> {
+        let (fd, shape) = self.find_map(name)?;
+        RingBuffer::new(fd, shape).at(name)
+    }
+
     fn find_map(&self, name: &str) -> Result<(OwnedFd, Shape)> {
         let found = self.maps.iter().find(|(known, ..)| known == name);
         let (_, fd, shape) = found.ok_or_else(|| no_such("map", name))?;
@@ -251,20 +262,20 @@ pub struct Program {
     fd: OwnedFd,
 }
 
-/// A program attached by tcx; dropping it detaches, and so does the kernel when
-/// the process dies.
+/// A program attached to an interface by tcx, or to a control group; dropping it
+/// detaches, and so does the kernel when the process dies.
 #[derive(Debug)]
-pub struct Link(OwnedFd);
+pub struct Link(pub(super) OwnedFd);
 
 impl Drop for Link {
     fn drop(&mut self) {
         // Closing the last descriptor detaches too, but a child that is between fork
-        // and exec may have a copy. ENOLINK: the interface is gone.
+        // and exec may have a copy. ENOLINK: the interface or the group is gone.
         // SAFETY: the descriptor is open and a link's.
         let code = unsafe { sys::bpf_link_detach(self.0.as_raw_fd()) };
         if code < 0 && code != -libc::ENOLINK {
             let cause = std::io::Error::from_raw_os_error(code.saturating_neg());
-            log::error!("cannot detach a tcx link: {cause}");
+            log::error!("cannot detach a link: {cause}");
         }
     }
 }
@@ -310,6 +321,16 @@ impl Program {
         }
         // SAFETY: it was just created and is nobody else's.
         Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Attaches it to a control group by a link (5.7), beside the programs of others.
+    ///
+    /// # Errors
+    /// The system's error: EPERM where somebody has attached a program that tolerates no
+    /// other.
+    pub fn attach_cgroup(&self, cgroup: BorrowedFd<'_>) -> std::io::Result<Link> {
+        listen();
+        cgroup::attach_sock_ops(self.fd.as_fd(), cgroup).map(Link)
     }
 
     /// Runs it in the kernel on a copy of `packet` (BPF_PROG_TEST_RUN), `repeat`
@@ -377,6 +398,14 @@ pub fn tcx_programs(ifindex: u32, hook: Hook) -> std::io::Result<Vec<u32>> {
     }
     ids.truncate(count as usize);
     Ok(ids)
+}
+
+/// The ids of the sock_ops programs that are attached to the control group itself.
+///
+/// # Errors
+/// It is not the folder of a control group, or the kernel refuses.
+pub fn cgroup_programs(cgroup: &Path) -> std::io::Result<Vec<u32>> {
+    cgroup::sock_ops_programs(std::fs::File::open(cgroup)?.as_fd())
 }
 
 impl Hook {

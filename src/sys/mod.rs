@@ -9,6 +9,8 @@ pub mod bpf;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod bpf_tests;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod cgroup;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod iter;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod libbpf_log;
@@ -20,6 +22,8 @@ mod packed;
 pub mod probe;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod process;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod ringbuf;
 #[cfg(target_os = "linux")]
 pub mod socket;
 #[cfg(target_os = "linux")]

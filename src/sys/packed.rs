@@ -22,6 +22,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// bpf/connections.bpf.c, compiled.
+pub static CONNECTIONS: Packed =
+    Packed(include_bytes!(concat!(env!("OUT_DIR"), "/connections.bpf.z")));
 /// bpf/marker.bpf.c, compiled.
 pub static MARKER: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/marker.bpf.z")));
 /// bpf/processes.bpf.c, compiled.

@@ -44,6 +44,14 @@ pub fn has_lru_maps() -> bool {
     answer != 0
 }
 
+/// Whether the kernel has ring buffers (5.8). Also yes if glowd may not ask.
+pub fn has_ring_buffers() -> bool {
+    listen();
+    // SAFETY: no options are passed.
+    let answer = unsafe { sys::libbpf_probe_bpf_map_type(sys::BPF_MAP_TYPE_RINGBUF, ptr::null()) };
+    answer != 0
+}
+
 /// Opens bpf/selftest.bpf.c, of whose programs only `program` will be loaded.
 ///
 /// # Errors

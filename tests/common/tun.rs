@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
@@ -43,6 +43,24 @@ impl Tun {
         // reference to it.
         unsafe { tunsetiff(fd, &request) }.expect("TUNSETIFF");
         Tun(file)
+    }
+
+    /// The next packet that leaves through the device, as it is, if it does so within
+    /// that time.
+    pub(crate) fn take(&mut self, patience: PollTimeout) -> Option<Vec<u8>> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, patience).expect("poll") == 0 {
+            return None;
+        }
+        let mut buffer = vec![0; 65_536];
+        let length = self.0.read(&mut buffer).expect("a packet");
+        buffer.truncate(length);
+        Some(buffer)
+    }
+
+    /// Has a packet arrive through the device.
+    pub(crate) fn put(&mut self, packet: &[u8]) {
+        self.0.write_all(packet).expect("to hand a packet in");
     }
 
     /// The next packet that leaves through the device and that is `wanted`.

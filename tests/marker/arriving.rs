@@ -82,7 +82,7 @@ fn arriving_packets_without_need_for_room_stay_as_they_are() {
 }
 
 /// A Packet Too Big that says `mtu` about `inner`.
-fn too_big(mtu: u32, inner: &Packet) -> Packet {
+pub(super) fn too_big(mtu: u32, inner: &Packet) -> Packet {
     let mut bytes = vec![2, 0, 0, 0];
     bytes.extend(mtu.to_be_bytes());
     bytes.extend(&inner.ip()[..inner.ip().len().min(600)]);

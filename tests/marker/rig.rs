@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::process::Command;
 
-use glowd::sys::abi::{FlowKey, FlowValue, Settings, SkBuff, Strategy};
+use glowd::entropy::EntropyKey;
+use glowd::sys::abi::{FlowKey, FlowValue, Rule, RulesHead, Settings, SkBuff, Strategy};
 use glowd::sys::bpf::{Map, Object, OpenObject, PerCpuArray, Run, MARKER};
 use glowd::sys::probe::has_check_mtu;
 use nix::sched::{unshare, CloneFlags};
@@ -16,28 +17,31 @@ pub(crate) struct Rig {
     pub(crate) strategy: Strategy,
     object: Object,
     flows: Map<FlowKey, FlowValue>,
-    default_flow: Map<u32, FlowValue>,
+    rules: Map<u32, Rule>,
+    rules_head: Map<u32, RulesHead>,
     unmarked: PerCpuArray,
     counted: RefCell<Vec<u64>>,
 }
 
 impl Rig {
     /// On the loopback interface, whose MTU is 65536.
-    pub(crate) fn new(strategy: Strategy, match_all: bool) -> Self {
+    pub(crate) fn new(strategy: Strategy) -> Self {
         let mut object = OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap();
         let settings = Settings {
             strategy: strategy as u8,
-            match_all: u8::from(match_all),
-            debug: 0,
             check_mtu: u8::from(has_check_mtu()),
+            ..Settings::default()
         };
         object.set_rodata(".rodata.settings", &settings).unwrap();
+        let key = EntropyKey::of_this_boot().halves();
+        object.set_rodata(".rodata.entropy", &key).unwrap();
         object.set_max_entries("flows", 100).unwrap();
         let object = object.load().unwrap();
         Rig {
             strategy,
             flows: object.map("flows").unwrap(),
-            default_flow: object.map("default_flow").unwrap(),
+            rules: object.map("rules").unwrap(),
+            rules_head: object.map(".data.rules").unwrap(),
             unmarked: object.per_cpu_array("unmarked").unwrap(),
             counted: RefCell::default(),
             object,
@@ -51,7 +55,7 @@ impl Rig {
         let mtu = mtu.to_string();
         let ip = Command::new("ip").args(["link", "set", "lo", "mtu", &mtu, "up"]).status();
         assert!(ip.expect("ip of iproute2").success());
-        Self::new(strategy, false)
+        Self::new(strategy)
     }
 
     pub(crate) fn open(&self, key: FlowKey, value: FlowValue) {
@@ -62,8 +66,15 @@ impl Rig {
         self.flows.lookup(key).ok()
     }
 
-    pub(crate) fn set_default_flow(&self, value: FlowValue) {
-        self.default_flow.update(&0, &value).unwrap();
+    /// Sets the rules from that place of the map on.
+    pub(crate) fn set_rules(&self, first: usize, rules: &[Rule]) {
+        for (place, rule) in (first..).zip(rules) {
+            self.rules.update(&u32::try_from(place).unwrap(), rule).unwrap();
+        }
+    }
+
+    pub(crate) fn set_rules_head(&self, head: RulesHead) {
+        self.rules_head.update(&0, &head).unwrap();
     }
 
     /// A frame that leaves.

@@ -11,7 +11,10 @@ use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
 use super::{config, line, reload_with, Sink, RELOADED};
-use crate::common::{skip_unless_root, wait_for, Daemon};
+use crate::common::{
+    free_port, skip_unless_root, udp, v6, wait_for, Capture, Daemon, Pair, DEVICE, HERE, PATIENCE,
+    THERE,
+};
 
 /// Each key that is said to be live, with a proof that its new value is obeyed.
 const LIVE: &[(&str, fn())] = &[
@@ -22,6 +25,13 @@ const LIVE: &[(&str, fn())] = &[
     ("plugins.namedPipe.group", pipe_group),
     ("plugins.firefly.allowFrom", allow_from),
     ("plugins.firefly.hasSyslogHeader", has_syslog_header),
+    ("plugins.netlink.rules", netlink_rules),
+    ("plugins.netlink.experiment", netlink_experiment),
+    ("plugins.netlink.activity", netlink_activity),
+    ("plugins.netlink.exclude", netlink_exclude),
+    ("plugins.netlink.includePrivate", netlink_include_private),
+    ("plugins.netlink.period", netlink_period),
+    ("backends.marker.rules", marker_rules),
     ("backends.firefly.sendToDestination", send_to_destination),
     ("backends.firefly.collectors", collectors),
     ("backends.firefly.destinationPort", destination_port),
@@ -125,6 +135,46 @@ fn allow_from() {
 
 fn has_syslog_header() {
     firefly_plugin("hasSyslogHeader", json!("true"), json!("auto"));
+}
+
+/// By the labels of datagrams that leave a namespace.
+fn marker_rules() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let rule =
+        |activity| json!([{"remotePort": 5001, "experiment": "atlas", "activity": activity}]);
+    let marker = |rules| json!({"targetInterfaces": [DEVICE], "rules": rules});
+    let with = |rules| json!({"plugins": {"namedPipe": {}}, "backends": {"marker": marker(rules)}});
+    let mut daemon = Daemon::start_in(&pair.here, with(json!([])));
+    let capture = Capture::start(&pair.there, DEVICE);
+    let _sink = udp(&pair.there, v6(THERE, 5001), v6(HERE, 40_000));
+    let socket = udp(&pair.here, v6(HERE, 40_000), v6(THERE, 5001));
+    // Without the bits of entropy.
+    let label = || {
+        let from = capture.count();
+        socket.send(b"x").expect("to send");
+        capture.find(from, PATIENCE, |packet| packet.dst_port == 5001).expect("it").label & 0x3_fefc
+    };
+    assert_eq!(label(), 0);
+    for (rules, expected) in [
+        (rule("Production Input"), 0x1_003c),
+        (rule("16"), 0x1_0040),
+        (json!([]), 0),
+        (rule("Production Input"), 0x1_003c),
+    ] {
+        let said = reload_with(&mut daemon, &with(rules));
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed backends.marker.rules")));
+        wait_for("the label", || (label() == expected).then_some(()));
+    }
+    // Names that nobody knows leave all as it is.
+    reload_with(&mut daemon, &with(rule("nonsense")));
+    let failure = "rules[0].activity: ";
+    daemon.wait_for_line(failure);
+    assert_eq!(label(), 0x1_003c);
+    drop(capture);
+    daemon.stop(&[failure]);
 }
 
 fn max_flows() {
@@ -374,4 +424,99 @@ fn collector_address() {
 fn collector_port() {
     let (old, new) = (Sink::new(), Sink::new());
     firefly(named(old.port()), "collectorPort", json!(new.port()), [&old, &new]);
+}
+
+/// A connection on loopback whose one end has a port that nobody else has.
+struct Loop {
+    port: u16,
+    _ends: (std::net::TcpListener, std::net::TcpStream),
+}
+
+impl Loop {
+    fn new() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Loop { port, _ends: (listener, stream) }
+    }
+
+    /// The tag of the flow to it, if there is one.
+    fn tag(&self, daemon: &Daemon) -> Option<(u64, u64)> {
+        let flows = daemon.get("/flows").1;
+        let to = format!("127.0.0.1:{}", self.port);
+        let flow = flows["flows"].as_array().unwrap().iter().find(|flow| flow["dst"] == to)?;
+        Some((flow["experiment"].as_u64()?, flow["activity"].as_u64()?))
+    }
+}
+
+/// A daemon whose netlink plugin begins with `before`, and gives a connection the tag
+/// `was`; with `after` as the value of `key` it gives it the tag `is`.
+fn netlink(
+    before: Value,
+    key: &str,
+    after: Value,
+    was: Option<(u64, u64)>,
+    is: Option<(u64, u64)>,
+) {
+    let connection = Loop::new();
+    let base = json!({"experiment": 2, "activity": 16, "includePrivate": true, "period": 100,
+                      "immediate": "false"});
+    let mut config = json!({
+        "plugins": { "netlink": base, "api": { "bindPort": free_port() } }, "backends": {},
+    });
+    for (key, value) in before.as_object().unwrap() {
+        config["plugins"]["netlink"][key] = value.clone();
+    }
+    let mut daemon = Daemon::start(config.clone());
+    let looked = |daemon: &Daemon, least: u64| {
+        wait_for("a look", || {
+            daemon.signal(Signal::SIGUSR1);
+            let lines = daemon.lines();
+            let mut looks = lines.iter().filter_map(|line| {
+                line.strip_suffix(" waiting for room in the flow table")?;
+                line.split("plugins.netlink: ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
+            });
+            looks.next_back().filter(|looks| *looks >= least)
+        })
+    };
+    let looks = looked(&daemon, 1);
+    assert_eq!(connection.tag(&daemon), was);
+    config["plugins"]["netlink"][key] = after;
+    let said = reload_with(&mut daemon, &config);
+    assert_eq!(said.last(), Some(&format!("{RELOADED}changed plugins.netlink.{key}")));
+    looked(&daemon, looks + 1);
+    wait_for("the new tag", || (connection.tag(&daemon) == is).then_some(()));
+    if key == "period" {
+        // The reload itself makes it look; this one is found by the next look.
+        let later = Loop::new();
+        wait_for("the later one", || (later.tag(&daemon) == is).then_some(()));
+    }
+    daemon.stop(&["backends: ", "is not registered"]);
+}
+
+const OLD: Option<(u64, u64)> = Some((2, 16));
+
+fn netlink_rules() {
+    let rules = json!([{"remotePrefix": "127.0.0.0/8", "experiment": 2, "activity": 15}]);
+    netlink(json!({}), "rules", rules, OLD, Some((2, 15)));
+}
+
+fn netlink_experiment() {
+    netlink(json!({}), "experiment", json!("lhcb"), OLD, Some((4, 16)));
+}
+
+fn netlink_activity() {
+    netlink(json!({}), "activity", json!(9), OLD, Some((2, 9)));
+}
+
+fn netlink_exclude() {
+    netlink(json!({}), "exclude", json!("127.0.0.0/8"), OLD, None);
+}
+
+fn netlink_include_private() {
+    netlink(json!({}), "includePrivate", json!(false), OLD, None);
+}
+
+fn netlink_period() {
+    netlink(json!({"period": 3_600_000}), "period", json!(100), OLD, OLD);
 }

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use crate::machine::{source, tree};
 
+/// Those of the daemon.
 const UNITS: [&str; 2] = ["glowd.service", "glowd@.service"];
+const REGISTRY: &str = "glowd-registry.service";
 
 /// The values of a key in a unit, word by word.
 fn words(unit: &str, key: &str) -> Vec<String> {
@@ -43,7 +45,7 @@ fn members(group: &str) -> BTreeSet<String> {
 
 #[test]
 fn their_exposure_is_at_most_one_and_a_half() {
-    for unit in UNITS {
+    for unit in UNITS.into_iter().chain([REGISTRY]) {
         let mut command = Command::new("systemd-analyze");
         command.args(["security", "--offline=yes", "--threshold=15"]);
         let output = command.arg(source(&format!("rpm/{unit}"))).output().unwrap();
@@ -57,7 +59,7 @@ fn their_exposure_is_at_most_one_and_a_half() {
 #[test]
 fn systemd_has_nothing_to_say_against_them() {
     let root = format!("--root={}", tree().display());
-    for unit in ["glowd.service", "glowd@a.service"] {
+    for unit in ["glowd.service", "glowd@a.service", REGISTRY, "glowd-registry.timer"] {
         let mut command = Command::new("systemd-analyze");
         // The pages are not part of a test's tree.
         command.args(["verify", "--man=no", &root]);

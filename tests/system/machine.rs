@@ -29,6 +29,10 @@ const PROBE: (u16, u16) = (9, 1009);
 const FILES: &[(&str, &str, u32)] = &[
     ("rpm/glowd.service", "usr/lib/systemd/system/glowd.service", 0o644),
     ("rpm/glowd@.service", "usr/lib/systemd/system/glowd@.service", 0o644),
+    ("rpm/glowd-registry.service", "usr/lib/systemd/system/glowd-registry.service", 0o644),
+    ("rpm/glowd-registry.timer", "usr/lib/systemd/system/glowd-registry.timer", 0o644),
+    ("rpm/glowd.preset", "usr/lib/systemd/system-preset/90-glowd.preset", 0o644),
+    ("rpm/refresh-registry", "usr/libexec/glowd/refresh-registry", 0o755),
     ("rpm/glowd.sysusers", "usr/lib/sysusers.d/glowd.conf", 0o644),
     ("rpm/glowd.tmpfiles", "usr/lib/tmpfiles.d/glowd.conf", 0o644),
     ("conf.json", "etc/glowd/conf.json", 0o644),

@@ -368,6 +368,8 @@ impl Firefly {
         let mut shed = 0_u64;
         for event in batch {
             match event {
+                // It is no flow, and so nothing to tell of.
+                Event::Everything(_) => {}
                 Event::Report => {
                     self.flush();
                     self.report();

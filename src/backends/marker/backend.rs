@@ -4,21 +4,23 @@
 //! Built on the main thread, run on its own. Owns the programs' maps, and the thread
 //! that follows the interfaces.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use log::{debug, error, info};
 
 use super::choice::Wanted;
 use super::follow::{Follower, Names, View};
 use super::programs::Programs;
+use super::rules::{self, Table};
 use super::tag::{self, Newest};
 use crate::backends::Backend;
 use crate::config::Section;
 use crate::dispatcher::{Event, Queue};
-use crate::error::Result;
-use crate::flow::Flow;
+use crate::error::{Error, Result};
+use crate::flow::{Flow, Tag};
 use crate::log::limit::Limit;
 use crate::part::Context;
+use crate::registry;
 use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_REASONS};
 use crate::sys::bpf::{Map, PerCpuArray};
 use crate::warn_limited;
@@ -29,17 +31,16 @@ pub(super) struct Marker {
     names: Names,
     pub(super) flows: Map<FlowKey, FlowValue>,
     unmarked: PerCpuArray,
-    pub(super) default: Option<DefaultFlow>,
+    pub(super) rules: Table,
+    /// With `matchAll`.
+    newest: Option<Newest>,
+    /// What a plugin wants all other packets to carry.
+    everything: Option<Tag>,
+    registry: Arc<registry::Names>,
     /// How many entries map `flows` has room for.
     capacity: u32,
     /// How many entries map `flows` has.
     pub(super) entries: usize,
-}
-
-/// What packets of no flow carry, with `matchAll`.
-pub(super) struct DefaultFlow {
-    pub(super) map: Map<u32, FlowValue>,
-    newest: Newest,
 }
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
@@ -56,15 +57,16 @@ impl Marker {
         let programs = Programs::load(section, context)?;
         let follower = Follower::new(wanted, view, programs, &links)?;
         let object = follower.programs().object();
-        let default = if section.bool("matchAll") {
-            Some(DefaultFlow { map: object.map("default_flow")?, newest: Newest::default() })
-        } else {
-            None
-        };
+        let mut table = Table::new(object)?;
+        let found = rules::read(section, &context.names)?;
+        table.set(&found).map_err(|cause| Error::os("cannot set the rules", cause))?;
         Ok(Marker {
             flows: object.map("flows")?,
             unmarked: object.per_cpu_array("unmarked")?,
-            default,
+            rules: table,
+            newest: section.bool("matchAll").then(Newest::default),
+            everything: None,
+            registry: context.names.clone(),
             capacity: context.max_flows,
             entries: 0,
             names: follower.names(),
@@ -92,8 +94,13 @@ impl Marker {
                     info!("backends.marker: interfaces marked: {}", self.interfaces());
                     self.report();
                 }
-                // It has no key that could change while it runs, and marks what it marks.
-                Event::Reload(_) | Event::Sample(_) => {}
+                // It marks what it marks.
+                Event::Sample(_) => {}
+                Event::Everything(tag) => {
+                    self.everything = *tag;
+                    self.set_last_rule();
+                }
+                Event::Reload(section) => self.reload(section),
             }
         }
     }
@@ -113,9 +120,9 @@ impl Marker {
                 }
             }
         }
-        if let Some(default) = &mut self.default {
-            default.newest.opened(flow);
-            default.publish();
+        if let Some(newest) = &mut self.newest {
+            newest.opened(flow);
+            self.set_last_rule();
         }
     }
 
@@ -129,9 +136,28 @@ impl Marker {
                 warn_limited!("backends.marker: {}: cannot stop marking: {cause}", flow.id);
             }
         }
-        if let Some(default) = &mut self.default {
-            default.newest.closed(&flow.id);
-            default.publish();
+        if let Some(newest) = &mut self.newest {
+            newest.closed(&flow.id);
+            self.set_last_rule();
+        }
+    }
+
+    /// What packets carry that meet no other rule.
+    fn set_last_rule(&mut self) {
+        let tag = self.everything.or_else(|| self.newest.as_ref()?.tag());
+        if let Err(cause) = self.rules.set_last(tag) {
+            warn_limited!("backends.marker: cannot set the tag of packets of no flow: {cause}");
+        }
+    }
+
+    /// Other rules; if they cannot be, those in force stay.
+    fn reload(&mut self, section: &Section) {
+        let set = |found: Vec<_>| {
+            let set = self.rules.set(&found);
+            set.map_err(|cause| Error::os("cannot set the rules", cause))
+        };
+        if let Err(error) = rules::read(section, &self.registry).and_then(set) {
+            error!("backends.marker: {error}; the rules stay as they were");
         }
     }
 
@@ -174,13 +200,5 @@ impl Backend for Marker {
         }
         self.report();
         Ok(())
-    }
-}
-
-impl DefaultFlow {
-    fn publish(&self) {
-        if let Err(cause) = self.map.update(&0, &self.newest.value()) {
-            warn_limited!("backends.marker: cannot set the tag of packets of no flow: {cause}");
-        }
     }
 }

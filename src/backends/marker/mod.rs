@@ -3,7 +3,7 @@
 //!
 //! Here are its keys and their rules. `backend` runs it, and `tag` turns flows into map
 //! entries. `choice` says which interfaces are marked, `follow` keeps up with their
-//! changes, `programs` loads, `attach` puts the programs on an interface, `owner` knows
+//! changes, `rules` is for packets of no flow, `programs` loads, `attach` puts the programs on an interface, `owner` knows
 //! a filter's maker. The programs are in bpf/marker.bpf.c.
 
 #[cfg(not(all(target_os = "linux", feature = "ebpf")))]
@@ -20,6 +20,8 @@ mod follow;
 mod owner;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod programs;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+mod rules;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod tag;
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use attach::clean;
 
 use super::Spec;
 use crate::config::{Choice, Key, Kind, Section};
+use crate::rules::{keys, Rules};
 
 pub(super) static SPEC: Spec = Spec {
     name: "marker",
@@ -90,13 +93,24 @@ static KEYS: &[Key] = &[
               it. Headers need Linux 5.7, or a distribution's kernel with its features.",
     },
     Key {
+        name: "rules",
+        aliases: &[],
+        kind: Kind::Rules(RULE_KEYS),
+        default: "[]",
+        live: true,
+        doc:
+            "Tags for packets of TCP and UDP that belong to no open flow: those of the first rule \
+              whose conditions all hold. This host's end is the source. There may be 64 rules, \
+              where each combination of the ports and prefixes that a rule lists counts as one.",
+    },
+    Key {
         name: "matchAll",
         aliases: &[],
         kind: Kind::Bool,
         default: "false",
         live: false,
-        doc: "Whether packets that belong to no open flow carry a tag too: that of the flow that \
-              was opened last and is still open.",
+        doc: "Whether packets that belong to no open flow and meet no rule carry a tag too: that \
+              of the flow that was opened last and is still open.",
     },
     Key {
         name: "attach",
@@ -142,7 +156,42 @@ static KEYS: &[Key] = &[
     },
 ];
 
+/// What a packet shows.
+static RULE_KEYS: &[Key] = &[
+    keys::PROTOCOL,
+    keys::LOCAL_PORT,
+    keys::REMOTE_PORT,
+    keys::LOCAL_PREFIX,
+    keys::REMOTE_PREFIX,
+    keys::EXPERIMENT,
+    keys::ACTIVITY,
+];
+
+/// How many combinations of ports and prefixes the rules may come to.
+const MOST_RULES: usize = 64;
+
 fn check(section: &Section) -> Vec<String> {
+    let mut problems = check_interfaces(section);
+    let rules = section.rules("rules");
+    problems.extend(Rules::problems("rules", rules));
+    let count = combinations(rules);
+    if count > MOST_RULES {
+        problems.push(format!(
+            "rules: come to {count} combinations of ports and prefixes, and {MOST_RULES} is the most"
+        ));
+    }
+    problems
+}
+
+/// How many combinations of ports and prefixes there are.
+fn combinations(rules: &[Section]) -> usize {
+    let length = |rule: &Section, key| if rule.has(key) { rule.list(key).len() } else { 1 };
+    let lists = ["localPort", "remotePort", "localPrefix", "remotePrefix"];
+    let each = |rule| lists.iter().map(|key| length(rule, key)).fold(1, usize::saturating_mul);
+    rules.iter().map(each).fold(0, usize::saturating_add)
+}
+
+fn check_interfaces(section: &Section) -> Vec<String> {
     let names = section.list("targetInterfaces");
     let mut problems = Vec::new();
     if names.iter().any(|name| matches!(name.as_str(), "" | "!")) {
@@ -177,7 +226,7 @@ mod key_tests {
                 ("targetInterfaces", Value::List(names)),
                 ("discoverInterfaces", Value::Bool(discover)),
             ];
-            check(&Section::new("backends.marker", values)).len()
+            check_interfaces(&Section::new("backends.marker", values)).len()
         };
         assert_eq!(problems(&["eth0", "eth1"], false), 0);
         assert_eq!(problems(&[], false), 0);

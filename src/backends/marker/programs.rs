@@ -7,6 +7,7 @@ use log::{info, warn};
 
 use super::attach::{Attachment, Way};
 use crate::config::Section;
+use crate::entropy::EntropyKey;
 use crate::error::{At, Class, Error, Result};
 use crate::net::interfaces::Interface;
 use crate::net::tc::Hook;
@@ -40,10 +41,10 @@ impl Programs {
             .ok_or_else(|| Error::internal(format!("there is no strategy {name:?}")))?;
         let settings = Settings {
             strategy: strategy as u8,
-            match_all: section.bool("matchAll").into(),
             debug: section.bool("debugMode").into(),
             // Headers only make packets exceed it.
             check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
+            pad: 0,
         };
         // All three on every kernel that knows them: some newer ones load the programs
         // without CAP_PERFMON, and they take twice the time for each packet.
@@ -125,6 +126,7 @@ fn load(path: &str, settings: Settings, max_flows: u32) -> Result<Object> {
         OpenObject::from_file(Path::new(path)).at("programPath")?
     };
     object.set_rodata(".rodata.settings", &settings)?;
+    object.set_rodata(".rodata.entropy", &EntropyKey::of_this_boot().halves())?;
     object.set_max_entries("flows", max_flows)?;
     // What the strategy does not need is not loaded: it would only cost time.
     let room = settings.strategy != Strategy::Label as u8;

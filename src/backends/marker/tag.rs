@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use crate::flow::{Flow, FlowId};
+use crate::flow::{Flow, FlowId, Tag};
 use crate::sys::abi::{FlowKey, FlowValue};
 
 /// The key of a flow's packets; None for IPv4, which has nothing to carry a tag.
@@ -36,7 +36,7 @@ pub(super) fn value(flow: &Flow) -> FlowValue {
 /// The open flows in the order in which they were opened, for `matchAll`.
 #[derive(Debug, Default)]
 pub(super) struct Newest {
-    order: BTreeMap<u64, FlowValue>,
+    order: BTreeMap<u64, Tag>,
     places: HashMap<FlowId, u64>,
     next: u64,
 }
@@ -45,7 +45,7 @@ impl Newest {
     /// The flow was opened, or opened anew.
     pub(super) fn opened(&mut self, flow: &Flow) {
         self.closed(&flow.id);
-        self.order.insert(self.next, value(flow));
+        self.order.insert(self.next, flow.tag);
         self.places.insert(flow.id, self.next);
         self.next += 1;
     }
@@ -57,16 +57,16 @@ impl Newest {
         }
     }
 
-    /// What the newest flow's packets carry; label 0 if there is none.
-    pub(super) fn value(&self) -> FlowValue {
-        self.order.last_key_value().map(|(_, value)| *value).unwrap_or_default()
+    /// The newest flow's tag.
+    pub(super) fn tag(&self) -> Option<Tag> {
+        self.order.last_key_value().map(|(_, tag)| *tag)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{Protocol, Tag, Timestamp};
+    use crate::flow::{Protocol, Timestamp};
 
     fn flow(port: u16, activity: u64) -> Flow {
         let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
@@ -91,20 +91,21 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_open_flow_is_the_default() {
+    fn the_newest_open_flow_says_the_tag() {
         let mut newest = Newest::default();
-        assert_eq!(newest.value().label, 0);
+        let activity = |newest: &Newest| newest.tag().map(Tag::activity);
+        assert_eq!(activity(&newest), None);
         newest.opened(&flow(1, 1));
         newest.opened(&flow(2, 2));
         newest.opened(&flow(3, 3));
         newest.closed(&flow(2, 2).id);
-        assert_eq!(newest.value().activity, 3);
+        assert_eq!(activity(&newest), Some(3));
         newest.closed(&flow(3, 3).id);
-        assert_eq!(newest.value().activity, 1);
+        assert_eq!(activity(&newest), Some(1));
         newest.opened(&flow(1, 9));
-        assert_eq!(newest.value(), value(&flow(1, 9)));
+        assert_eq!(activity(&newest), Some(9));
         newest.closed(&flow(1, 9).id);
-        assert_eq!(newest.value(), FlowValue::default());
+        assert_eq!(activity(&newest), None);
         assert!(newest.order.is_empty() && newest.places.is_empty());
     }
 }

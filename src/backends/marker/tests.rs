@@ -62,6 +62,7 @@ fn section(changes: &[(&'static str, Value)]) -> Section {
         let change = changes.iter().find(|(name, _)| *name == key.name);
         change.map(|(_, value)| value.clone()).unwrap_or_else(|| match key.kind {
             Kind::Bool => Value::Bool(key.default == "true"),
+            Kind::Rules(_) => Value::Rules(Vec::new()),
             Kind::List => Value::List(serde_json::from_str(key.default).unwrap()),
             _ => Value::Text(serde_json::from_str(key.default).unwrap()),
         })

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::Section;
 use crate::flow::{FlowId, Protocol};
 use crate::net::addresses::Local;
+use crate::net::connections::{Ports, Wanted};
 use crate::net::ports::PortRange;
 use crate::net::prefix::Prefix;
 use crate::net::sock_diag::{Condition, Filter};
@@ -121,6 +122,28 @@ impl Choice {
     /// Whether any connection of that protocol can match.
     pub(super) fn wants(&self, protocol: Protocol) -> bool {
         self.rules.0.iter().any(|rule| rule.protocol.is_none_or(|wanted| wanted == protocol))
+    }
+
+    /// Which connections the kernel has to tell of at once.
+    pub(super) fn wanted(&self) -> Wanted {
+        let any = 1..=u16::MAX;
+        let mut ports = Vec::new();
+        for rule in self.rules.0.iter().filter(|rule| rule.protocol != Some(Protocol::Udp)) {
+            let ranges = |ranges: &[PortRange]| match ranges {
+                [] => vec![any.clone()],
+                some => some.iter().map(|range| range.first()..=range.last()).collect(),
+            };
+            for local in ranges(&rule.local_port) {
+                for remote in ranges(&rule.remote_port) {
+                    ports.push(Ports { local: local.clone(), remote });
+                }
+            }
+            // Then it is all of them, for there is no room for so many.
+            if ports.len() > MOST_ALTERNATIVES {
+                break;
+            }
+        }
+        Wanted { ports, no_loopback: !self.include_private }
     }
 
     /// What the kernel can leave out: it may list more than what matches, never less.

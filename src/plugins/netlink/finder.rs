@@ -10,12 +10,14 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::choice::Choice;
 use super::known::Connections;
+use super::reports::Reports;
 use super::scan::Scanner;
 use super::NAME;
 use crate::config::live::Live;
 use crate::config::Section;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{Error, Result};
+use crate::flow::{FlowId, Timestamp};
 use crate::part::Context;
 use crate::plugins::Plugin;
 use crate::registry::Names;
@@ -31,6 +33,7 @@ struct Finder {
     choice: Choice,
     scanner: Scanner,
     connections: Connections,
+    reports: Option<Reports>,
     live: Live,
     figures: Arc<Mutex<Figures>>,
 }
@@ -51,12 +54,14 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plug
     if choice.rules.0.is_empty() {
         warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
     }
+    let reports = Reports::open(section, &choice)?;
     let most = context.max_flows as usize;
     Ok(Box::new(Finder {
         names,
         choice,
         scanner,
         connections: Connections::new(most),
+        reports,
         live: Live::new()?,
         figures: Arc::default(),
     }))
@@ -74,6 +79,9 @@ impl Finder {
     fn obey(&mut self, section: &Section) {
         match prepare(section, &self.names) {
             Ok((choice, scanner)) => {
+                if let Some(Err(problem)) = self.reports.as_ref().map(|one| one.obey(&choice)) {
+                    warn!("{NAME}: some connections are not found at once any more: {problem}");
+                }
                 (self.choice, self.scanner) = (choice, scanner);
                 self.connections.forget_judgements();
             }
@@ -119,14 +127,20 @@ impl Finder {
     fn tell(
         &mut self,
         out: &Inlet,
-        untold: &[crate::flow::FlowId],
+        untold: &[(FlowId, Option<Timestamp>)],
     ) -> std::result::Result<(), Refused> {
-        match self.connections.tell(out, untold) {
-            Err(refused @ Refused::Full { events, .. }) => {
-                warn_limited!("{NAME}: cannot open {events} flows: {refused}; they wait for room");
-                Ok(())
+        waiting(self.connections.tell(out, untold)).map(|_| ())
+    }
+
+    /// Takes what was reported. False: it has to be looked at all connections.
+    fn take_reports(&mut self, out: &Inlet) -> std::result::Result<bool, Refused> {
+        let Finder { choice, scanner, connections, reports, .. } = self;
+        match reports {
+            Some(reports) => {
+                let taken = waiting(reports.take(choice, scanner, connections, out))?;
+                Ok(taken.unwrap_or(true))
             }
-            told => told,
+            None => Ok(true),
         }
     }
 
@@ -138,20 +152,21 @@ impl Finder {
                 // The daemon stops.
                 return Ok(());
             }
-            let took = begin.elapsed();
-            let next = begin + self.choice.period.max(took * (REST + 1));
+            let rested = begin + begin.elapsed() * (REST + 1);
+            let mut next = rested.max(begin + self.choice.period);
             loop {
                 let patience = next.saturating_duration_since(Instant::now());
                 // A poll that ends early does no harm, but many of them would.
                 let patience = PollTimeout::try_from(patience + Duration::from_millis(1));
-                let mut fds = [
-                    PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-                    PollFd::new(self.live.as_fd(), PollFlags::POLLIN),
-                ];
+                // A descriptor for each, also where there are no reports.
+                let reports = self.reports.as_ref().map_or(self.live.as_fd(), AsFd::as_fd);
+                let mut fds = [stop.as_fd(), self.live.as_fd(), reports]
+                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
                 match poll(&mut fds, patience.unwrap_or(PollTimeout::MAX)) {
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(error) => return Err(Error::os("cannot poll", error)),
                 }
+                let is_reported = fds[2].any().unwrap_or(true);
                 if fds[0].any().unwrap_or(true) {
                     return Ok(());
                 }
@@ -159,11 +174,28 @@ impl Finder {
                     self.obey(&section);
                     break;
                 }
+                match is_reported.then(|| self.take_reports(out)) {
+                    Some(Err(_)) => return Ok(()),
+                    Some(Ok(false)) => next = next.min(rested),
+                    _ => {}
+                }
                 if Instant::now() >= next {
                     break;
                 }
             }
         }
+    }
+}
+
+/// What the flow table has no room for is tried again in the next round.
+fn waiting<T>(told: std::result::Result<T, Refused>) -> std::result::Result<Option<T>, Refused> {
+    match told {
+        Ok(told) => Ok(Some(told)),
+        Err(refused @ Refused::Full { events, .. }) => {
+            warn_limited!("{NAME}: cannot open {events} flows: {refused}; they wait for room");
+            Ok(None)
+        }
+        Err(Refused::Stopping) => Err(Refused::Stopping),
     }
 }
 

@@ -11,7 +11,7 @@ use std::mem::take;
 
 use super::choice::Connection;
 use crate::dispatcher::{Inlet, Refused};
-use crate::flow::{FlowEvent, FlowId, FlowState, Tag};
+use crate::flow::{FlowEvent, FlowId, FlowState, Tag, Timestamp};
 
 /// How many starts are sent at once.
 const BATCH: usize = 512;
@@ -58,7 +58,7 @@ pub(super) struct Connections {
     /// Those seen in this round that have to be judged.
     news: Vec<Connection>,
     /// Those that are over, whose end was not told yet.
-    over: Vec<(FlowId, Tag)>,
+    over: Vec<(FlowId, Tag, Option<Timestamp>)>,
     round: u8,
     epoch: u8,
     /// How many starts are sent next.
@@ -125,6 +125,26 @@ impl Connections {
         news
     }
 
+    /// Whether a report of the connection says something new.
+    pub(super) fn is_new(&self, connection: &Connection) -> bool {
+        self.all.get(&connection.id).is_none_or(|known| known.cookie != connection.cookie)
+    }
+
+    /// Takes what was found of a connection that was reported; the next round judges it
+    /// again, since it may have got another owner by then.
+    pub(super) fn reported(&mut self, connection: &Connection, finding: Finding) {
+        self.judged(connection, finding);
+        if let Some(known) = self.all.get_mut(&connection.id) {
+            known.retries = 1;
+        }
+    }
+
+    /// Whether the connection is one of which the dispatcher was not told yet.
+    pub(super) fn is_untold(&self, id: &FlowId, cookie: u64) -> bool {
+        let known = self.all.get(id).filter(|known| known.cookie == cookie);
+        known.is_some_and(|known| known.tag != known.told)
+    }
+
     /// Takes what was found of a connection that is there.
     pub(super) fn judged(&mut self, connection: &Connection, finding: Finding) {
         let id = connection.id;
@@ -142,7 +162,7 @@ impl Connections {
                     retries = known.retries.saturating_sub(1);
                 }
             } else if let Some(told) = known.told {
-                self.over.push((id, told));
+                self.over.push((id, told, None));
             }
         }
         let remember = match finding {
@@ -169,11 +189,11 @@ impl Connections {
         unseen.map(|(id, known)| (*id, known.cookie)).collect()
     }
 
-    /// The connection is over.
-    pub(super) fn gone(&mut self, id: &FlowId, cookie: u64) {
+    /// The connection is over, since then if that is known.
+    pub(super) fn gone(&mut self, id: &FlowId, cookie: u64, since: Option<Timestamp>) {
         if self.all.get(id).is_some_and(|known| known.cookie == cookie) {
             if let Some(tag) = self.all.remove(id).and_then(|known| known.told) {
-                self.over.push((*id, tag));
+                self.over.push((*id, tag, since));
             }
         }
     }
@@ -186,26 +206,31 @@ impl Connections {
     }
 
     /// Those of which the dispatcher does not know what the rules say.
-    pub(super) fn untold(&self) -> Vec<FlowId> {
+    pub(super) fn untold(&self) -> Vec<(FlowId, Option<Timestamp>)> {
         let untold = self.all.iter().filter(|(_, known)| known.tag != known.told);
-        untold.map(|(id, _)| *id).collect()
+        untold.map(|(id, _)| (*id, None)).collect()
     }
 
-    /// Tells the dispatcher of the ends, and of the starts of `untold` as far as there is
-    /// room for them. What is refused is `waiting`, and tried again when this is called
+    /// Tells the dispatcher of the ends, and of the starts of `untold`, with their times if
+    /// those are known, as far as there is room for them. What is refused is `waiting`, and tried again when this is called
     /// again.
-    pub(super) fn tell(&mut self, out: &Inlet, untold: &[FlowId]) -> Result<(), Refused> {
+    pub(super) fn tell(
+        &mut self,
+        out: &Inlet,
+        untold: &[(FlowId, Option<Timestamp>)],
+    ) -> Result<(), Refused> {
         let ends = take(&mut self.over);
-        out.send_each(ends.iter().map(|(id, tag)| event(FlowState::End, *id, *tag)).collect())?;
+        let ends = ends.into_iter().map(|(id, tag, time)| event(FlowState::End, id, tag, time));
+        out.send_each(ends.collect())?;
         let mut rest = untold;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.batch.min(rest.len()));
-            let tag = |id: &FlowId| Some((*id, self.all.get(id)?.tag?));
-            let starts = now.iter().filter_map(tag);
-            let starts = starts.map(|(id, tag)| event(FlowState::Start, id, tag)).collect();
-            match out.send_all(starts) {
+            let start = |(id, time): &(FlowId, Option<Timestamp>)| {
+                Some(event(FlowState::Start, *id, self.all.get(id)?.tag?, *time))
+            };
+            match out.send_all(now.iter().filter_map(start).collect()) {
                 Ok(()) => {
-                    for id in now {
+                    for (id, _) in now {
                         if let Some(known) = self.all.get_mut(id) {
                             known.told = known.tag;
                         }
@@ -228,8 +253,8 @@ impl Connections {
     }
 }
 
-fn event(state: FlowState, id: FlowId, tag: Tag) -> FlowEvent {
-    FlowEvent { state, id, tag, time: None, application: None, usage: None }
+fn event(state: FlowState, id: FlowId, tag: Tag, time: Option<Timestamp>) -> FlowEvent {
+    FlowEvent { state, id, tag, time, application: None, usage: None }
 }
 
 #[cfg(test)]

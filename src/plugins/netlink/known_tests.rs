@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
-use crate::flow::Protocol;
+use crate::flow::{Protocol, Timestamp};
 
 fn connection(port: u16, cookie: u64) -> Connection {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
@@ -58,7 +58,7 @@ impl Rig {
         for (id, cookie) in connections.unseen() {
             match hidden.iter().find(|hidden| (hidden.id, hidden.cookie) == (id, cookie)) {
                 Some(connection) => connections.see(connection),
-                None => connections.gone(&id, cookie),
+                None => connections.gone(&id, cookie, None),
             }
         }
         judge_all(connections);
@@ -116,7 +116,7 @@ fn a_socket_with_the_ends_of_another_is_a_new_flow() {
     let mut rig = Rig::new(100);
     rig.round(&[connection(2, 1)], &[], by_parity);
     let before = rig.flows()[&2];
-    while crate::flow::Timestamp::now().0 == before.1 {}
+    while Timestamp::now().0 == before.1 {}
     assert_eq!(rig.round(&[connection(2, 9)], &[], by_parity), 1);
     assert!(rig.flows()[&2].1 > before.1, "it began anew");
     // Two at a time, as UDP may have: the known one counts, in whatever order.
@@ -144,6 +144,31 @@ fn what_was_costly_is_remembered_and_what_is_open_is_asked_again() {
     // Gone: it is not remembered for ever.
     rig.round(&[], &[], by_parity);
     assert_eq!(rig.connections.count(), (0, 0));
+}
+
+#[test]
+fn what_is_reported_is_told_at_once_and_confirmed_by_the_next_round() {
+    let mut rig = Rig::new(100);
+    let (one, two) = (connection(2, 1), connection(4, 2));
+    let began = Timestamp(5);
+    for new in [&one, &two] {
+        assert!(rig.connections.is_new(new));
+        rig.connections.reported(new, Finding::Tag(tag(16)));
+        assert!(!rig.connections.is_new(new) && rig.connections.is_untold(&new.id, new.cookie));
+    }
+    let untold = [(one.id, Some(began)), (two.id, Some(began))];
+    rig.connections.tell(&rig.out, &untold).unwrap();
+    assert!(!rig.connections.is_untold(&one.id, 1));
+    assert_eq!(rig.flows(), BTreeMap::from([(2, (16, 5)), (4, (16, 5))]));
+    // The end of another socket with these ends is not that of this one.
+    rig.connections.gone(&one.id, 9, Some(Timestamp(9)));
+    rig.connections.gone(&two.id, 2, Some(Timestamp(9)));
+    rig.connections.tell(&rig.out, &[]).unwrap();
+    assert_eq!(rig.flows(), BTreeMap::from([(2, (16, 5))]));
+    // It is judged again once, when it may have another owner.
+    assert_eq!(rig.round(&[one], &[], |_| Finding::Tag(tag(16))), 1);
+    assert_eq!(rig.round(&[one], &[], by_parity), 0);
+    assert_eq!(rig.flows(), BTreeMap::from([(2, (16, 5))]));
 }
 
 #[test]
@@ -185,7 +210,7 @@ fn what_the_table_has_no_room_for_waits_and_is_tried_again() {
 #[test]
 fn what_was_told_counts_more_than_what_was_found() {
     let mut rig = Rig::new(10);
-    let told = |state, activity| vec![event(state, connection(2, 1).id, tag(activity))];
+    let told = |state, activity| vec![event(state, connection(2, 1).id, tag(activity), None)];
     // Told first, or found first.
     for found_first in [false, true] {
         if found_first {

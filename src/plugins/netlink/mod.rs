@@ -12,10 +12,12 @@ mod finder;
 #[cfg(target_os = "linux")]
 mod known;
 #[cfg(target_os = "linux")]
+mod reports;
+#[cfg(target_os = "linux")]
 mod scan;
 
 use super::Spec;
-use crate::config::{Key, Kind, Section};
+use crate::config::{Choice, Key, Kind, Section};
 use crate::rules::{self, Rules};
 
 /// Where messages come from.
@@ -83,6 +85,25 @@ pub(super) static SPEC: Spec = Spec {
                   internet: loopback and this host itself, link-local addresses, private ones \
                   (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, fc00::/7) and shared ones \
                   (100.64.0.0/10).",
+        },
+        Key {
+            name: "immediate",
+            aliases: &[],
+            kind: Kind::Choice(&[
+                Choice { name: "auto", aliases: &[] },
+                Choice { name: "true", aliases: &[] },
+                Choice { name: "false", aliases: &[] },
+            ]),
+            default: "\"auto\"",
+            live: false,
+            doc:
+                "Whether the kernel also tells of TCP connections at once, so that short ones are \
+                  not missed and what this host opens is marked from its first packet of data: by \
+                  an eBPF program on the control group that contains all others, beside those of \
+                  others there. It takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.8; where it cannot \
+                  be, auto means looking once in a period only. A SYN from outside counts for \
+                  nothing, since anybody can send those, so what another host opens is a flow \
+                  once the connection is established.",
         },
         Key {
             name: "period",

@@ -84,7 +84,7 @@ impl Scanner {
             let is_there = self.diag.look_up(&id, cookie, 0, |socket| found = connection(socket));
             match (is_there, found) {
                 (Ok(_), Some(connection)) => connections.see(&connection),
-                (Ok(_), None) => connections.gone(&id, cookie),
+                (Ok(_), None) => connections.gone(&id, cookie, None),
                 // Then it cannot be said.
                 (Err(failure), _) => {
                     warn_limited!("{NAME}: cannot look for {id}: {}", failure.text);
@@ -157,15 +157,12 @@ impl Scanner {
     }
 
     /// Judges a connection that was reported, as far as that can be done at once.
-    #[allow(dead_code)]
-    pub(super) fn judge(
-        &mut self,
-        choice: &Choice,
-        new: &Connection,
-        command: Option<Box<str>>,
-    ) -> Finding {
-        let commands: Vec<_> = command.into_iter().collect();
-        let fact = if commands.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
+    pub(super) fn judge(&mut self, choice: &Choice, new: &Connection, command: &str) -> Finding {
+        if let Some(cgroups) = &mut self.facts.cgroups {
+            cgroups.begin_round();
+        }
+        let commands = [command.into()];
+        let fact = if command.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
         self.facts.judge(choice, new, fact).unwrap_or(Finding::Undecided)
     }
 }

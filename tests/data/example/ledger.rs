@@ -47,7 +47,7 @@ impl Backend for Ledger {
                             info!("backends.ledger: {}: {}, {seconds} s", flow.id, flow.tag);
                         }
                     }
-                    Event::Start(_) | Event::Sample(_) => {}
+                    Event::Start(_) | Event::Sample(_) | Event::Everything(_) => {}
                     Event::Report => info!("backends.ledger: {} flows logged", self.lines),
                     Event::Reload(section) => self.at_least = section.int("atLeast"),
                 }

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Reports TCP connections as they open, are established and close, for plugins
+ * that find flows by themselves. A sock_ops program, attached to a cgroup.
+ *
+ * It only watches. It returns 1 always and leaves `reply` alone, which together
+ * mean "no opinion" and keep what other programs of the cgroup have replied; of a
+ * socket it sets nothing but that its changes of state are told too, beside what
+ * others have asked to be told.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "kernel.h"
+
+#define AF_INET 2
+
+/*
+ * The inode of glowd's network namespace, whose connections are reported: a cgroup
+ * has those of all. Chosen before load.
+ */
+const volatile __u64 here SEC(".rodata.here") = 0;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1024 * 1024);	/* octets: 10,922 reports */
+} reports SEC(".maps");
+
+/* How many reports found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct connection_filter);
+} filter SEC(".maps");
+
+static __always_inline void set_mapped(__u32 to[4], __u32 ip4)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = bpf_htonl(0xffff);
+	to[3] = ip4;
+}
+
+static __always_inline int is_loopback(const __u32 ip[4])
+{
+	if (ip[0] || ip[1])
+		return 0;
+	if (ip[2] == bpf_htonl(0xffff))
+		return (ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !ip[2] && ip[3] == bpf_htonl(1);
+}
+
+/* Ports in host order. */
+static __always_inline int is_wanted(const struct connection_filter *wanted, __u32 local,
+				     __u32 remote)
+{
+	__u32 i;
+
+	if (!wanted->count)
+		return 1;
+	/* Bounded loops are of 5.3. */
+#pragma clang loop unroll(disable)
+	for (i = 0; i < PORT_RANGES && i < wanted->count; i++) {
+		const struct port_ranges *range = &wanted->ranges[i];
+
+		if (local >= range->local_first && local <= range->local_last &&
+		    remote >= range->remote_first && remote <= range->remote_last)
+			return 1;
+	}
+	return 0;
+}
+
+/* The number of a socket's cgroup, as bpf_skb_cgroup_id has it for packets. */
+static __always_inline __u64 cgroup_of(struct sock *sk)
+{
+	struct sock_cgroup_data___before_5_15 *data;
+	__u64 val;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	data = (void *)&sk->sk_cgrp_data;
+	val = BPF_CORE_READ(data, val);
+	/* The last bit: classes of cgroup v1 instead. The one before: not counted. */
+	if (!val || val & 1)
+		return 0;
+	return BPF_CORE_READ((struct cgroup *)(val & ~3ULL), kn, id);
+}
+
+/* Whether the connection is one that user space wants to know of. */
+static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 passive)
+{
+	__u32 local[4], remote[4], local_port, remote_port, zero = 0;
+	struct connection_filter *wanted;
+	struct connection *connection;
+	struct sock *sk;
+	__u64 *count;
+
+	wanted = bpf_map_lookup_elem(&filter, &zero);
+	local_port = ctx->local_port;
+	remote_port = bpf_ntohl(ctx->remote_port);
+	if (!wanted || !remote_port || !is_wanted(wanted, local_port, remote_port))
+		return 0;
+	if (ctx->family == AF_INET) {
+		set_mapped(local, ctx->local_ip4);
+		set_mapped(remote, ctx->remote_ip4);
+	} else {
+		local[0] = ctx->local_ip6[0];
+		local[1] = ctx->local_ip6[1];
+		local[2] = ctx->local_ip6[2];
+		local[3] = ctx->local_ip6[3];
+		remote[0] = ctx->remote_ip6[0];
+		remote[1] = ctx->remote_ip6[1];
+		remote[2] = ctx->remote_ip6[2];
+		remote[3] = ctx->remote_ip6[3];
+	}
+	if (wanted->no_loopback && (is_loopback(local) || is_loopback(remote)))
+		return 0;
+	if (!ctx->sk)
+		return 0;
+	sk = (struct sock *)bpf_skc_to_tcp_sock(ctx->sk);
+	if (!sk || sk->__sk_common.skc_net.net->ns.inum != here)
+		return 0;
+	connection = bpf_ringbuf_reserve(&reports, sizeof(*connection), 0);
+	if (!connection) {
+		count = bpf_map_lookup_elem(&lost, &zero);
+		if (count)
+			(*count)++;
+		return 1;
+	}
+	__builtin_memset(connection, 0, sizeof(*connection));
+	connection->time = bpf_ktime_get_ns();
+	connection->cookie = bpf_get_socket_cookie(ctx);
+	__builtin_memcpy(connection->local, local, sizeof(local));
+	__builtin_memcpy(connection->remote, remote, sizeof(remote));
+	connection->local_port = bpf_htons(local_port);
+	connection->remote_port = bpf_htons(remote_port);
+	connection->uid = sk->sk_uid.val;
+	connection->cgroup = cgroup_of(sk);
+	connection->change = change;
+	connection->passive = passive;
+	/* The only one that is in the context of the process that it is about. */
+	if (change == CONNECTION_OPENED) {
+		struct task_struct *task = (void *)bpf_get_current_task();
+
+		connection->pid = BPF_CORE_READ(task, tgid);
+		BPF_CORE_READ_INTO(&connection->command, task, group_leader, comm);
+	}
+	bpf_ringbuf_submit(connection, 0);
+	return 1;
+}
+
+SEC("sockops")
+int connections(struct bpf_sock_ops *ctx)
+{
+	__u8 change = CONNECTION_ESTABLISHED, passive = 0;
+	int told;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		/* In connect(2), before the SYN is sent. */
+		change = CONNECTION_OPENED;
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		/* Not at the SYN, which anybody can send from any address. */
+		passive = 1;
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] != BPF_TCP_CLOSE)
+			return 1;
+		change = CONNECTION_CLOSED;
+		break;
+	default:
+		return 1;
+	}
+	if (!report(ctx, change, passive))
+		return 1;
+	/* Beside what others have asked to be told of it. */
+	told = ctx->bpf_sock_ops_cb_flags;
+	if (!(told & BPF_SOCK_OPS_STATE_CB_FLAG))
+		bpf_sock_ops_cb_flags_set(ctx, told | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,236 @@
+//! Loads bpf/connections.bpf.c, attaches it and reads what it reports. Runs on the
+//! plugin's thread; owns the program's link, which ends with it.
+
+use std::fs::{self, File};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::time::{clock_gettime, ClockId};
+
+use super::{Change, Connection, Ports, Process, Wanted};
+use crate::error::{Error, Result};
+use crate::flow::{FlowId, Timestamp};
+use crate::net::sock_diag::Diag;
+use crate::sys::abi::{
+    ConnectionFilter, ConnectionReport, PortRanges, CONNECTION_CLOSED, CONNECTION_ESTABLISHED,
+    CONNECTION_OPENED,
+};
+use crate::sys::bpf::{Link, Map, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS};
+use crate::sys::probe;
+
+/// The watch over the connections of a control group.
+#[derive(Debug)]
+pub struct Connections {
+    // First, so that nothing is reported any more when the rest goes.
+    _link: Link,
+    reports: RingBuffer<ConnectionReport>,
+    lost: PerCpuArray,
+    filter: Map<u32, ConnectionFilter>,
+    diag: Diag,
+}
+
+impl Connections {
+    /// Watches the connections of that control group and of all below it, beside whoever
+    /// else does. From now on each is reported or, if reports are not read in time,
+    /// counted as lost; there is room for 10,922 reports.
+    ///
+    /// # Errors
+    /// The kernel cannot (5.8 brought what it takes), the process may not, the folder is
+    /// not that of a control group (v2), or somebody has attached a program to it that
+    /// tolerates no other.
+    pub fn watch(cgroup: &Path, wanted: &Wanted) -> Result<Self> {
+        if !probe::has_ring_buffers() {
+            let text = "the kernel cannot tell of connections at once: it has no ring buffers \
+                        for eBPF (5.8)";
+            return Err(Error::new(crate::error::Class::Os, text));
+        }
+        let mut object = OpenObject::from_memory("connections", &CONNECTIONS.unpack()?)?;
+        object.set_rodata(".rodata.here", &here()?)?;
+        let object = object.load()?;
+        let (reports, filter) = (object.ring_buffer("reports")?, object.map("filter")?);
+        let lost = object.per_cpu_array("lost")?;
+        set(&filter, wanted)?;
+        let diag = Diag::open()?;
+        let attach = || {
+            object.program("connections").map(|program| {
+                File::open(cgroup).and_then(|folder| program.attach_cgroup(folder.as_fd()))
+            })
+        };
+        let link = attach()?.map_err(|error| {
+            let exclusive = error.raw_os_error() == Some(libc::EPERM);
+            let hint = if exclusive { "; another program may be there alone" } else { "" };
+            let what = format!("cannot attach a program to the control group {cgroup:?}");
+            Error::os(what, std::io::Error::other(format!("{error}{hint}")))
+        })?;
+        Ok(Connections { _link: link, reports, lost, filter, diag })
+    }
+
+    /// Has others be reported from now on. The end of a connection that is no longer
+    /// wanted is not.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn want(&self, wanted: &Wanted) -> Result<()> {
+        set(&self.filter, wanted)
+    }
+
+    /// The oldest report that has not been taken yet, in the order in which they came.
+    /// Does not wait.
+    pub fn read(&mut self) -> Option<Connection> {
+        loop {
+            if let Some(connection) = decode(&self.reports.pop()?) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// How many reports were lost so far, since nobody took the others.
+    pub fn lost(&self) -> u64 {
+        // The map is there as long as this, and was read when it was made.
+        self.lost.sums().ok().and_then(|sums| sums.first().copied()).unwrap_or(0)
+    }
+
+    /// Whether the connection, whose socket has that cookie, is certainly over: for those
+    /// whose end may be among the reports that were lost.
+    pub fn is_over(&mut self, flow: &FlowId, cookie: u64) -> bool {
+        matches!(self.diag.look_up(flow, cookie, 0, |_| ()), Ok(false))
+    }
+}
+
+impl AsFd for Connections {
+    /// Readable while there are reports.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reports.as_fd()
+    }
+}
+
+fn set(filter: &Map<u32, ConnectionFilter>, wanted: &Wanted) -> Result<()> {
+    let mut value =
+        ConnectionFilter { no_loopback: wanted.no_loopback.into(), ..Default::default() };
+    if wanted.ports.len() <= value.ranges.len() {
+        for (to, Ports { local, remote }) in value.ranges.iter_mut().zip(&wanted.ports) {
+            *to = PortRanges {
+                local_first: *local.start(),
+                local_last: *local.end(),
+                remote_first: *remote.start(),
+                remote_last: *remote.end(),
+            };
+            value.count += 1;
+        }
+    }
+    filter.update(&0, &value).map_err(|error| Error::os("cannot set the filter", error))
+}
+
+/// The inode of the network namespace of this thread.
+fn here() -> Result<u64> {
+    let file = "/proc/thread-self/ns/net";
+    let inode = fs::metadata(file).map(|metadata| metadata.ino());
+    inode.map_err(|error| Error::os(format!("cannot read {file}"), error))
+}
+
+/// None: the program does not write such.
+fn decode(report: &ConnectionReport) -> Option<Connection> {
+    let change = match report.change {
+        CONNECTION_OPENED => Change::Opened,
+        CONNECTION_ESTABLISHED => Change::Established,
+        CONNECTION_CLOSED => Change::Closed,
+        _ => return None,
+    };
+    let end = |ip: [u8; 16], port| {
+        SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), u16::from_be_bytes(port))
+    };
+    let command = report.command.split(|octet| *octet == 0).next().unwrap_or_default();
+    let command = String::from_utf8_lossy(command).into_owned();
+    Some(Connection {
+        change,
+        passive: report.passive != 0,
+        local: end(report.local, report.local_port),
+        remote: end(report.remote, report.remote_port),
+        cookie: report.cookie,
+        cgroup: (report.cgroup != 0).then_some(report.cgroup),
+        uid: Some(report.uid),
+        process: (report.pid != 0).then_some(Process { pid: report.pid, command }),
+        time: wall_clock(report.time),
+    })
+}
+
+/// That reading of CLOCK_MONOTONIC, in nanoseconds, as the wall clock's time.
+fn wall_clock(then: u64) -> Timestamp {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    let now = now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    Timestamp(Timestamp::now().0.saturating_sub(now.saturating_sub(then) / 1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use nix::unistd::geteuid;
+
+    /// Reports of connections with that port, until there are so many.
+    fn reports(connections: &mut Connections, port: u16, count: usize) -> Vec<Connection> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut found = Vec::new();
+        while found.len() < count {
+            assert!(Instant::now() < deadline, "{found:#?}");
+            let mut fds = [PollFd::new(connections.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(100_u8)).unwrap();
+            while let Some(one) = connections.read() {
+                if one.local.port() == port || one.remote.port() == port {
+                    found.push(one);
+                }
+            }
+        }
+        found
+    }
+
+    fn talk(address: &str) -> (TcpListener, TcpStream) {
+        let listener = TcpListener::bind(address).unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut other = listener.accept().unwrap().0;
+        stream.write_all(b"hello").unwrap();
+        other.read_exact(&mut [0; 5]).unwrap();
+        (listener, stream)
+    }
+
+    #[test]
+    fn a_connection_is_told_of_on_both_ends() {
+        if !geteuid().is_root() {
+            println!("SKIP: needs root for bpf(2)");
+            return;
+        }
+        let mut connections =
+            Connections::watch(&super::super::root().unwrap(), &Wanted::default());
+        let connections = connections.as_mut().unwrap();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let began = Timestamp::now();
+            let (listener, stream) = talk(address);
+            let (server, client) = (listener.local_addr().unwrap(), stream.local_addr().unwrap());
+            drop(stream);
+            let all = reports(connections, server.port(), 5);
+            let of = |local| all.iter().filter(move |one| one.local == local).collect::<Vec<_>>();
+            let changes = |of: &[&Connection]| of.iter().map(|one| one.change).collect::<Vec<_>>();
+            let (active, passive) = (of(client), of(server));
+            assert_eq!(changes(&active), [Change::Opened, Change::Established, Change::Closed]);
+            assert_eq!(changes(&passive), [Change::Established, Change::Closed]);
+            assert!(active.iter().all(|one| one.cookie == active[0].cookie && !one.passive));
+            assert!(passive[0].passive && passive[0].cookie == passive[1].cookie);
+            assert_ne!(active[0].cookie, passive[0].cookie);
+            let process = active[0].process.as_ref().unwrap();
+            assert_eq!(process.pid, std::process::id());
+            let command = fs::read_to_string("/proc/self/comm").unwrap();
+            assert_eq!(process.command, command.trim_end());
+            assert!(all.iter().all(|one| one.uid == Some(0)));
+            assert!(active[0].cgroup.is_some());
+            assert!(all.iter().all(|one| one.cgroup == active[0].cgroup));
+            assert!(all.iter().all(|one| one.time >= began && one.time <= Timestamp::now()));
+        }
+        assert_eq!(connections.lost(), 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! What the kernel tells of TCP connections at once, beside the looks. Runs on the
+//! plugin's thread; owns the program that reports them.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use log::info;
+
+use super::choice::{Choice, Connection};
+use super::known::Connections;
+use super::scan::Scanner;
+use super::NAME;
+use crate::config::Section;
+use crate::dispatcher::{Inlet, Refused};
+use crate::error::Result;
+use crate::flow::{FlowId, Timestamp};
+use crate::net::connections::{self, Change};
+use crate::warn_limited;
+
+/// How many reports are read before the dispatcher gets what they say.
+const BATCH: usize = 1024;
+
+/// The reports.
+#[derive(Debug)]
+pub(super) struct Reports {
+    watch: connections::Connections,
+    lost: u64,
+}
+
+impl Reports {
+    /// As `immediate` says. None: there are none.
+    ///
+    /// # Errors
+    /// They have to be, and cannot.
+    pub(super) fn open(section: &Section, choice: &Choice) -> Result<Option<Self>> {
+        let immediate = section.text("immediate");
+        if immediate == "false" {
+            return Ok(None);
+        }
+        let watch = connections::root()
+            .and_then(|root| connections::Connections::watch(&root, &choice.wanted()));
+        match watch {
+            Ok(watch) => Ok(Some(Reports { watch, lost: 0 })),
+            Err(error) if immediate == "auto" => {
+                let period = choice.period.as_millis();
+                info!("{NAME}: connections are found every {period} ms, not at once: {error}");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Works by another choice from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn obey(&self, choice: &Choice) -> Result<()> {
+        self.watch.want(&choice.wanted())
+    }
+
+    /// Takes some of what was reported, and tells the dispatcher. False: reports were
+    /// lost, so it has to be looked.
+    ///
+    /// # Errors
+    /// As of [`Connections::tell`].
+    pub(super) fn take(
+        &mut self,
+        choice: &Choice,
+        scanner: &mut Scanner,
+        known: &mut Connections,
+        out: &Inlet,
+    ) -> std::result::Result<bool, Refused> {
+        let mut fresh: Vec<(FlowId, Option<Timestamp>)> = Vec::new();
+        for _ in 0..BATCH {
+            let Some(report) = self.watch.read() else { break };
+            let Ok(id) = report.flow() else { continue };
+            let (cookie, time) = (report.cookie, Some(report.time));
+            match report.change {
+                // Anybody can send a SYN, from any address.
+                Change::Opened if report.passive => {}
+                Change::Opened | Change::Established => {
+                    let connections::Connection { uid, cgroup, .. } = report;
+                    let new = Connection { id, cookie, inode: 0, uid, cgroup };
+                    if known.is_new(&new) {
+                        let command = report.process.map_or(String::new(), |one| one.command);
+                        let finding = scanner.judge(choice, &new, &command);
+                        known.reported(&new, finding);
+                        if known.is_untold(&id, cookie) {
+                            fresh.push((id, time));
+                        }
+                    }
+                }
+                Change::Closed => {
+                    // A short life is told as well.
+                    if known.is_untold(&id, cookie) {
+                        known.tell(out, &fresh)?;
+                        fresh.clear();
+                    }
+                    known.gone(&id, cookie, time);
+                }
+            }
+        }
+        known.tell(out, &fresh)?;
+        let lost = self.watch.lost();
+        let more = lost - std::mem::replace(&mut self.lost, lost);
+        if more > 0 {
+            warn_limited!("{NAME}: {more} reports of connections were lost; looking at all");
+        }
+        Ok(more == 0)
+    }
+}
+
+impl AsFd for Reports {
+    /// Readable while there are reports.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+}
