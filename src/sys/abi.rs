@@ -206,6 +206,10 @@ pub const UNMARKED_REASONS: [&str; 9] = [
     "met a kernel without memory",
 ];
 
+/// The same reasons in a word or two, as metrics say them.
+pub const UNMARKED_LABELS: [&str; UNMARKED_REASONS.len()] =
+    ["fragment", "hop_by_hop", "extension", "mtu", "path_mtu", "length", "vlan", "gso", "kernel"];
+
 /// `CAPTURED_DATA`: how many octets of a packet the selftest captures.
 pub const CAPTURED_DATA: usize = 128;
 
@@ -472,6 +476,7 @@ mod tests {
         ];
         for (at, (name, word)) in reasons.into_iter().enumerate() {
             assert!(UNMARKED_REASONS[at].contains(word), "{name}: {}", UNMARKED_REASONS[at]);
+            assert_eq!(UNMARKED_LABELS[at], name.to_lowercase());
             same(&format!("UNMARKED_{name}"), at);
         }
         same("UNMARKED_REASONS", UNMARKED_REASONS.len());
