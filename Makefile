@@ -118,6 +118,8 @@ install: ## install the daemon and all that belongs to it (DESTDIR, PREFIX, BINA
 	$(BINARY) completions fish >$(FISHDIR)/glowd.fish
 	chmod 0644 $(BASHDIR)/glowd $(ZSHDIR)/_glowd $(FISHDIR)/glowd.fish
 	install -D -m 0644 data/registry.json $(SHAREDIR)/glowd/registry.json
+	install -D -m 0644 dashboards/glowd.json $(SHAREDIR)/glowd/dashboards/glowd.json
+	install -D -m 0644 dashboards/alerts.yml $(SHAREDIR)/glowd/dashboards/alerts.yml
 	install -d $(DOCDIR) $(LICENSEDIR)
 	install -m 0644 README.md CHANGELOG.md AUTHORS $(DOCDIR)
 	install -m 0644 rpm/el8.conf rpm/backoff.conf $(DOCDIR)

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::error::{At, Error, Result};
+use crate::metrics::Metrics;
 use crate::part::Context;
 use crate::pid_file::PidFile;
 use crate::pulse::Pulse;
@@ -69,8 +70,14 @@ fn live(
     life: mpsc::Sender<Life>,
     news: &mpsc::Receiver<Life>,
 ) -> Result<()> {
+    let metrics = Arc::<Metrics>::default();
     let names = Arc::new(config.names()?);
-    let context = Context { max_flows: config.max_flows(), names, period: config.period() };
+    let context = Context {
+        max_flows: config.max_flows(),
+        names,
+        metrics: metrics.clone(),
+        period: config.period(),
+    };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
         let backend = (spec.build)(section, &context).at(section.path())?;
@@ -99,6 +106,7 @@ fn live(
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
     dispatcher.set_meter(backends.iter_mut().find_map(|(_, backend)| backend.meter()));
+    dispatcher.measure_by(metrics.clone(), plugins.iter().map(|(name, _)| *name).collect());
     dispatcher.name_by(context.names.clone());
     dispatcher.set_idle_timeout(config.idle_timeout());
     dispatcher.set_pulse(Pulse::new(notifier.clone()));
@@ -127,6 +135,7 @@ fn live(
     // If the dispatcher has died, that is what the wait learns of.
     let _ = inlet.ready();
     let mut reloader = Reloader::new(origin, config, capacity, lives);
+    reloader.measure_by(&metrics);
     let result = wait(news, || inlet.report(), || reloader.reload(&inlet, notifier));
 
     // Sources, dispatcher and sinks end in this order, each when the one before it

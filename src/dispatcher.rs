@@ -23,6 +23,8 @@ use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
 use crate::log::About;
 use crate::meter::Meter;
+use crate::metrics::Metrics;
+use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
 use crate::registry::Names;
@@ -36,28 +38,14 @@ const INBOX: usize = 64;
 /// The longest time between two looks for flows of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// What became of the events so far.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    started: u64,
-    ended: u64,
-    repeated: u64,
-    retagged: u64,
-    unknown_ends: u64,
-    outranked: u64,
-    ongoing: u64,
-    stale: u64,
-    refused: u64,
-    malformed: u64,
-}
-
 /// The dispatcher, to be run on a thread of its own.
 pub struct Dispatcher {
     messages: Receiver<Message>,
     outlets: Vec<Outlet>,
     table: FlowTable,
     admission: Arc<Admission>,
-    counters: Counters,
+    outcomes: Arc<Outcomes>,
+    metrics: Option<Arc<Metrics>>,
     reporters: Vec<Reporter>,
     names: Option<Arc<Names>>,
     /// None: there is no service manager to be told anything.
@@ -82,7 +70,8 @@ impl Dispatcher {
             outlets: Vec::new(),
             table: FlowTable::new(key),
             admission,
-            counters: Counters::default(),
+            outcomes: Arc::default(),
+            metrics: None,
             reporters: Vec::new(),
             names: None,
             pulse: None,
@@ -104,6 +93,14 @@ impl Dispatcher {
         self.table.set_meter(meter);
     }
 
+    /// Has the dispatcher, which hears of `plugins`, and the queues that are attached from
+    /// now on measured.
+    pub fn measure_by(&mut self, metrics: Arc<Metrics>, plugins: Vec<&'static str>) {
+        let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
+        metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
+        self.metrics = Some(metrics);
+    }
+
     /// Has the dispatcher tell the service manager how it is while it runs.
     pub fn set_pulse(&mut self, pulse: Option<Pulse>) {
         self.pulse = pulse;
@@ -118,6 +115,9 @@ impl Dispatcher {
     /// A queue for the backend called `name`.
     pub fn attach(&mut self, name: &'static str) -> Queue {
         let (outlet, queue) = queue(format!("backends.{name}"));
+        if let Some(metrics) = &self.metrics {
+            outlet.measure_by(name, metrics);
+        }
         self.outlets.push(outlet);
         queue
     }
@@ -141,7 +141,9 @@ impl Dispatcher {
                 // Whoever asked may have gone away since.
                 Message::List(answer) => drop(answer.send(self.table.flows())),
                 Message::Count(answer) => drop(answer.send(self.table.count())),
-                Message::Malformed(events) => self.counters.malformed += events,
+                Message::Malformed((source, _), events) => {
+                    self.outcomes.of(source).add(Outcome::Malformed, events);
+                }
                 Message::Everything(tag) => self.hand_out(vec![Event::Everything(tag)]),
                 Message::Samples(samples) => self.measure(samples),
                 Message::Report => self.report(),
@@ -209,12 +211,19 @@ impl Dispatcher {
     }
 
     fn tally(&self) -> Tally {
-        let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
-        let Counters { ongoing, stale, outranked, refused, malformed, .. } = self.counters;
+        let sum = |outcomes: &[Outcome]| outcomes.iter().map(|one| self.outcomes.sum(*one)).sum();
         Tally {
             flows: self.table.count(),
-            events: started + ended + repeated + retagged + ongoing + stale + outranked,
-            errors: unknown_ends + refused + malformed,
+            events: sum(&[
+                Outcome::Started,
+                Outcome::Ended,
+                Outcome::Repeated,
+                Outcome::Retagged,
+                Outcome::Ongoing,
+                Outcome::Stale,
+                Outcome::Outranked,
+            ]),
+            errors: sum(&[Outcome::Unknown, Outcome::Refused, Outcome::Malformed]),
         }
     }
 
@@ -254,7 +263,7 @@ impl Dispatcher {
                     Some(tickets) => self.apply(source, events, tickets),
                     None => events.len(),
                 };
-                self.counters.refused += rejected as u64;
+                self.outcomes.of(source.0).add(Outcome::Refused, rejected as u64);
                 // The sender waits for this, unless it has died.
                 let _ = refused.send(rejected);
             }
@@ -286,6 +295,8 @@ impl Dispatcher {
         let names = self.names.as_ref().filter(|_| log::log_enabled!(log::Level::Debug));
         let registry = names.map(|names| names.get());
         let registry = registry.as_deref();
+        let outcomes = self.outcomes.clone();
+        let row = outcomes.of(source.0);
         let mut out = Vec::with_capacity(events.len());
         let mut refused = 0;
         for event in events {
@@ -312,7 +323,7 @@ impl Dispatcher {
                     let Flow { tag, label, .. } = flow;
                     about(Some(tag)).debug(format_args!("label {label:#07x}"));
                     tickets -= 1;
-                    self.counters.started += 1;
+                    row.add(Outcome::Started, 1);
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
@@ -327,40 +338,41 @@ impl Dispatcher {
                     } else {
                         tickets += 1;
                     }
-                    self.counters.ended += 1;
+                    row.add(Outcome::Ended, 1);
                     let end = time.max(flow.start);
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
                     about(Some(new.tag)).debug(format_args!("instead of {}", old.tag));
-                    self.counters.retagged += 1;
+                    row.add(Outcome::Retagged, 1);
                     let end = new.start.max(old.start);
                     out.push(Event::End(old, end));
                     out.push(Event::Start(new));
                 }
                 Change::Outranked => {
                     about(Some(told)).debug(format_args!("no effect: somebody told of the flow"));
-                    self.counters.outranked += 1;
+                    row.add(Outcome::Outranked, 1);
                 }
                 Change::Repeated => {
                     about(Some(told)).debug(format_args!("open already"));
-                    self.counters.repeated += 1;
+                    row.add(Outcome::Repeated, 1);
                 }
                 Change::Goes => {
                     about(Some(told)).debug(format_args!("goes on"));
-                    self.counters.ongoing += 1;
+                    row.add(Outcome::Ongoing, 1);
                 }
                 Change::Stale => {
                     about(Some(told)).debug(format_args!("over already"));
-                    self.counters.stale += 1;
+                    row.add(Outcome::Stale, 1);
                 }
                 Change::Unknown => {
                     about(None).debug(format_args!("not open"));
-                    self.counters.unknown_ends += 1;
+                    row.add(Outcome::Unknown, 1);
                 }
             }
         }
         self.admission.release(tickets);
+        outcomes.open.set(self.table.count() as u64);
         self.hand_out(out);
         refused
     }
@@ -386,14 +398,22 @@ impl Dispatcher {
     }
 
     fn report(&mut self) {
-        let Counters { started, ended, repeated, retagged, unknown_ends, .. } = self.counters;
-        let Counters { ongoing, stale, outranked, refused, malformed, .. } = self.counters;
+        let sum = |outcome| self.outcomes.sum(outcome);
         info!(
-            "flows: {} open of {}, {started} started, {ended} ended, {repeated} repeated starts, \
-             {retagged} retagged, {unknown_ends} ends of unknown flows, {ongoing} went on, \
-             {stale} late, {outranked} outranked, {refused} refused, {malformed} malformed",
+            "flows: {} open of {}, {} started, {} ended, {} repeated starts, {} retagged, \
+             {} ends of unknown flows, {} went on, {} late, {} outranked, {} refused, {} malformed",
             self.table.count(),
-            self.admission.limit()
+            self.admission.limit(),
+            sum(Outcome::Started),
+            sum(Outcome::Ended),
+            sum(Outcome::Repeated),
+            sum(Outcome::Retagged),
+            sum(Outcome::Unknown),
+            sum(Outcome::Ongoing),
+            sum(Outcome::Stale),
+            sum(Outcome::Outranked),
+            sum(Outcome::Refused),
+            sum(Outcome::Malformed),
         );
         self.reporters.iter().for_each(|report| report());
         self.hand_out(vec![Event::Report]);

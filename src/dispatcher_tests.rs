@@ -215,6 +215,33 @@ fn a_flow_of_which_nothing_is_heard_ends() {
     thread.join().unwrap();
 }
 
+/// However busy the dispatcher is.
+#[test]
+fn a_scrape_does_not_wait_for_the_dispatcher() {
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    let metrics = Arc::<Metrics>::default();
+    dispatcher.measure_by(metrics.clone(), vec!["api"]);
+    let queue = dispatcher.attach("marker");
+    let hub = std::thread::spawn(|| dispatcher.run());
+    inlet.for_source("api").malformed(3);
+    inlet.count().unwrap();
+    let release = inlet.wedge();
+    let (mut writer, mut out) = (crate::metrics::Writer::default(), Vec::new());
+    metrics.write(&mut writer);
+    writer.finish(crate::metrics::Format::Text, &mut out);
+    let text = String::from_utf8(out).unwrap();
+    for line in [
+        "glowd_flows_open 0",
+        "glowd_flows_limit 10",
+        "glowd_events_total{plugin=\"api\",result=\"malformed\"} 3",
+        "glowd_queue_events{backend=\"marker\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+    drop((release, inlet, queue));
+    hub.join().unwrap();
+}
+
 /// A sample as sock_diag would give it, of a connection that has sent so many octets.
 fn sample(cookie: u64, sent: u64) -> crate::flow_info::FlowInfo {
     let mut info = vec![0; 248];

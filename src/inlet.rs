@@ -28,7 +28,7 @@ pub(crate) enum Message {
     },
     List(Sender<Vec<Flow>>),
     Count(Sender<usize>),
-    Malformed(u64),
+    Malformed(Source, u64),
     Everything(Option<Tag>),
     Samples(Vec<(FlowId, FlowInfo)>),
     Report,
@@ -160,7 +160,7 @@ impl Inlet {
     /// Counts so many events that could not be understood.
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
-        let _ = self.messages.send(Message::Malformed(events));
+        let _ = self.messages.send(Message::Malformed(self.source, events));
     }
 
     /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.

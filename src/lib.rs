@@ -27,6 +27,7 @@ pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
 pub mod inlet;
+pub mod outcomes;
 pub mod queue;
 pub mod stun;
 
@@ -47,6 +48,7 @@ pub mod config;
 pub mod error;
 pub mod log;
 pub mod meter;
+pub mod metrics;
 pub mod part;
 #[cfg(target_os = "linux")]
 pub mod privileges;

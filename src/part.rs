@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::{Key, Section};
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::registry::{Names, Registry, Unknown};
 
 /// The registration of a part. `T` is the trait object that it builds.
@@ -37,6 +38,8 @@ pub struct Context {
     pub max_flows: u32,
     /// What experiments and activities are called.
     pub names: Arc<Names>,
+    /// Where it says what it counts.
+    pub metrics: Arc<Metrics>,
     /// How often flows are measured (`enrichers.period`).
     pub period: Duration,
 }
@@ -45,7 +48,12 @@ impl Context {
     /// For up to `max_flows` flows, with the registry in the binary.
     pub fn new(max_flows: u32) -> Self {
         let names = Names::fixed(Registry::snapshot(), Unknown::Accept);
-        Context { max_flows, names: Arc::new(names), period: Duration::from_secs(1) }
+        Context {
+            max_flows,
+            names: Arc::new(names),
+            metrics: Arc::default(),
+            period: Duration::from_secs(1),
+        }
     }
 }
 

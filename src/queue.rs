@@ -10,6 +10,8 @@ use log::warn;
 
 use crate::config::Section;
 use crate::flow::{Flow, Tag, Timestamp};
+use crate::metrics::families::{QUEUE_EVENTS, SAMPLES_DROPPED};
+use crate::metrics::{Count, Metrics};
 use crate::warn_limited;
 
 /// Depth of a backend's queue, in events, over which a warning is due.
@@ -74,17 +76,27 @@ pub(crate) struct Outlet {
     depth: Arc<AtomicUsize>,
     deep: bool,
     /// Batches of samples that were left out.
-    left_out: u64,
+    left_out: Arc<Count>,
 }
 
 impl Outlet {
+    /// Has the queue of the backend called `name` measured.
+    pub(crate) fn measure_by(&self, name: &'static str, metrics: &Metrics) {
+        let (depth, left_out) = (self.depth.clone(), self.left_out.clone());
+        metrics.add(move |writer| {
+            let depth = depth.load(Ordering::Relaxed);
+            writer.number(&QUEUE_EVENTS, &[name], depth as u64);
+            writer.number(&SAMPLES_DROPPED, &[name], left_out.get());
+        });
+    }
+
     /// Adds a batch of samples, unless the queue is long.
     pub(crate) fn send_samples(&mut self, batch: Batch) {
         if self.depth.load(Ordering::Relaxed) < DEEP {
             return self.send(batch);
         }
-        self.left_out += batch.len() as u64;
-        let (name, left_out) = (&self.name, self.left_out);
+        self.left_out.add(batch.len() as u64);
+        let (name, left_out) = (&self.name, &self.left_out);
         warn_limited!("{name}: too far behind for {left_out} samples of flows so far");
     }
 
@@ -106,6 +118,12 @@ impl Outlet {
 pub(crate) fn queue(name: String) -> (Outlet, Queue) {
     let (sender, batches) = mpsc::channel();
     let depth = Arc::new(AtomicUsize::new(0));
-    let outlet = Outlet { name, batches: sender, depth: depth.clone(), deep: false, left_out: 0 };
+    let outlet = Outlet {
+        name,
+        batches: sender,
+        depth: depth.clone(),
+        deep: false,
+        left_out: Arc::default(),
+    };
     (outlet, Queue { batches, depth })
 }

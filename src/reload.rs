@@ -18,6 +18,9 @@ use crate::config::live::Live;
 use crate::config::{Change, Config, Section};
 use crate::dispatcher::{Inlet, Reload};
 use crate::error::{Error, Result};
+use crate::flow::Timestamp;
+use crate::metrics::families::{RELOADS, RELOAD_GOOD, RELOAD_TIME};
+use crate::metrics::{Count, Metrics, Value, Writer};
 use crate::systemd::Notifier;
 
 /// Where the configuration is from, and what the command line says instead of it.
@@ -37,6 +40,27 @@ pub struct Reloader {
     capacity: Option<u32>,
     /// The plugins with live keys, by the path of their sections.
     plugins: Vec<(String, Live)>,
+    history: Arc<History>,
+}
+
+/// What the metrics say of reloads.
+#[derive(Debug, Default)]
+struct History {
+    succeeded: Count,
+    failed: Count,
+    /// Whether the last one failed.
+    in_vain: Count,
+    /// When what is in force was read, in us since 1970.
+    read: Count,
+}
+
+impl History {
+    fn write(&self, writer: &mut Writer) {
+        writer.number(&RELOADS, &["success"], self.succeeded.get());
+        writer.number(&RELOADS, &["failure"], self.failed.get());
+        writer.number(&RELOAD_GOOD, &[], 1 - self.in_vain.get());
+        writer.sample(&RELOAD_TIME, &[], Value::Millionths(self.read.get()));
+    }
 }
 
 /// What a reload has come to, as paths of keys and parts.
@@ -54,7 +78,15 @@ impl Reloader {
         capacity: Option<u32>,
         plugins: Vec<(String, Live)>,
     ) -> Self {
-        Reloader { origin, config, capacity, plugins }
+        let history = Arc::<History>::default();
+        history.read.set(Timestamp::now().0);
+        Reloader { origin, config, capacity, plugins, history }
+    }
+
+    /// Has reloads measured.
+    pub fn measure_by(&self, metrics: &Metrics) {
+        let history = self.history.clone();
+        metrics.add(move |writer| history.write(writer));
     }
 
     /// Reads the file and applies what can be applied, or leaves all as it is; says in
@@ -63,6 +95,9 @@ impl Reloader {
         notifier.tell_reloading();
         let order = match self.read() {
             Ok(new) => {
+                self.history.succeeded.add(1);
+                self.history.in_vain.set(0);
+                self.history.read.set(Timestamp::now().0);
                 let level = self.origin.log_level.unwrap_or(new.log_level());
                 // Whichever level lets more through, it lets what is said here through.
                 log::set_max_level(log::max_level().max(level));
@@ -78,6 +113,8 @@ impl Reloader {
                 self.order(self.backends(), None)
             }
             Err(problems) => {
+                self.history.failed.add(1);
+                self.history.in_vain.set(1);
                 let problems = problems.to_string();
                 problems.lines().for_each(|problem| error!("{problem}"));
                 let count = match problems.lines().count() {

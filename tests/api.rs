@@ -105,7 +105,7 @@ fn names_are_taken_where_ids_are_and_shown_beside_them() {
     assert_eq!((&listed["experiment"], listed.get("experimentName")), (&json!(400), None));
 
     let names = Arc::new(Names::fixed(Registry::snapshot(), Unknown::Refuse));
-    let api = Api::start(Ipv4Addr::LOCALHOST, Settings { names, ..Settings::default() }, 10);
+    let api = Api::start_with(Ipv4Addr::LOCALHOST, Settings::default(), 10, names);
     let answer = api.post(&flow(json!(2), json!(63)));
     assert_eq!(answer.status, 400);
     let message = "experiment 2 activity 63 is not registered (unknownIds is refuse)";

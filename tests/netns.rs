@@ -18,6 +18,7 @@ mod passing;
 mod paths;
 mod perfsonar;
 mod privilege;
+mod prometheus;
 mod rig;
 mod rules;
 mod sockets;

@@ -18,6 +18,7 @@ mod named_pipe;
 #[cfg(feature = "ebpf")]
 mod netns;
 mod pipeline;
+mod prometheus;
 mod reload;
 #[cfg(feature = "ebpf")]
 mod selftest;

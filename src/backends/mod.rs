@@ -5,6 +5,7 @@
 
 mod firefly;
 mod marker;
+mod prometheus;
 
 use crate::dispatcher::Queue;
 use crate::error::Result;
@@ -12,6 +13,7 @@ use crate::meter::Meter;
 use crate::part;
 
 pub use marker::clean as clean_marker;
+pub(crate) use prometheus::series;
 
 /// A sink of flow events.
 pub trait Backend: Send {
@@ -34,7 +36,7 @@ pub trait Backend: Send {
 pub type Spec = part::Spec<dyn Backend>;
 
 /// All backends, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&marker::SPEC, &firefly::SPEC];
+pub const ALL: &[&Spec] = &[&marker::SPEC, &firefly::SPEC, &prometheus::SPEC];
 
 /// The example of CONTRIBUTING.md, which has to compile and to work.
 #[cfg(test)]

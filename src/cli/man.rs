@@ -3,7 +3,9 @@
 
 use super::flags::{Command, Flag, COMMANDS, FLAGS};
 use super::help::wrap;
+use crate::backends::series::{self, Units};
 use crate::config::{Key, Kind, TOP};
+use crate::metrics::families::{self, Family};
 use crate::part::Spec;
 use crate::{backends, enrichers, plugins};
 
@@ -35,6 +37,8 @@ const SLOTS: &[(&str, Fill)] = &[
     ("!!options!!", || FLAGS.iter().map(flag).collect()),
     ("!!top!!", || TOP.iter().map(key).collect()),
     ("!!plugins!!", || plugins::ALL.iter().map(|spec| part(spec)).collect()),
+    ("!!series!!", series),
+    ("!!metrics!!", || families::ALL.iter().map(|family| metric(family)).collect()),
     ("!!measuring!!", || enrichers::KEYS.iter().map(key).collect()),
     ("!!enrichers!!", || enrichers::ALL.iter().map(|spec| part(spec)).collect()),
     ("!!backends!!", || backends::ALL.iter().map(|spec| part(spec)).collect()),
@@ -120,6 +124,41 @@ fn part<T: ?Sized>(spec: &Spec<T>) -> String {
     text.push_str(".Bl -tag -width 4n\n");
     text.extend(spec.keys.iter().map(key));
     text + ".El\n"
+}
+
+/// `name{labels} (kind)`, as every metric is headed.
+fn metric(family: &Family) -> String {
+    let labels = match family.labels {
+        [] => String::new(),
+        labels => format!("{{{}}}", labels.join(", ")),
+    };
+    let head = escape(&format!("{labels} {}", family.kind.name()));
+    format!(".It Cm {} No \"{}\"\n{}", family.name, head.trim_start(), prose(family.help))
+}
+
+/// The series of flows: name in flowd-go and in flowd where that differs, and the unit.
+fn series() -> String {
+    let entry = |names: [&str; 2], units: [&str; 2], help: &str| {
+        let [go, flowd] = names;
+        let head = match (go, flowd) {
+            ("", name) => format!("flow_tcp_{name} No (flowd only)"),
+            (name, other) if name == other => format!("flow_tcp_{name}"),
+            (name, other) => format!("flow_tcp_{name} No (flowd: Cm flow_tcp_{other} No )"),
+        };
+        let unit = match units {
+            [go, flowd] if go == flowd => go.to_owned(),
+            [go, flowd] => format!("{go}; flowd{flowd}"),
+        };
+        format!(".It Cm {head}\n{}", prose(&format!("{help}{unit}.")))
+    };
+    let both = [Units::FlowdGo, Units::Flowd];
+    let mut text: String = series::ALL
+        .iter()
+        .map(|one| entry(both.map(|u| one.name(u)), both.map(|u| one.unit.name(u)), one.help))
+        .collect();
+    let names = both.map(|units| series::algorithm(units).0);
+    text.push_str(&entry(names, ["", ""], series::ALGORITHM));
+    text
 }
 
 fn capital(text: &str) -> String {

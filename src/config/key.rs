@@ -110,7 +110,8 @@ mod tests {
         for (name, aliases) in names {
             for name in aliases.iter().chain([&name]) {
                 let name = name.to_ascii_lowercase();
-                assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{place}: {name}");
+                let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                assert!(name.bytes().all(legal), "{place}: {name}");
                 assert!(!seen.contains(&name), "{place}: {name} twice");
                 seen.push(name);
             }

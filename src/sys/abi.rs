@@ -206,6 +206,10 @@ pub const UNMARKED_REASONS: [&str; 9] = [
     "met a kernel without memory",
 ];
 
+/// The same reasons in a word or two, as metrics say them.
+pub const UNMARKED_LABELS: [&str; UNMARKED_REASONS.len()] =
+    ["fragment", "hop_by_hop", "extension", "mtu", "path_mtu", "length", "vlan", "gso", "kernel"];
+
 /// `CAPTURED_DATA`: how many octets of a packet the selftest captures.
 pub const CAPTURED_DATA: usize = 128;
 

@@ -105,6 +105,7 @@ fn assertions() -> String {
     ];
     for (at, (name, word)) in reasons.into_iter().enumerate() {
         assert!(UNMARKED_REASONS[at].contains(word), "{name}: {}", UNMARKED_REASONS[at]);
+        assert_eq!(UNMARKED_LABELS[at], name.to_lowercase());
         same(&format!("UNMARKED_{name}"), at);
     }
     same("UNMARKED_REASONS", UNMARKED_REASONS.len());

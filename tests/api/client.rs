@@ -2,12 +2,15 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use glowd::dispatcher::{Dispatcher, Inlet};
 use glowd::entropy::EntropyKey;
+use glowd::part::Context;
 use glowd::plugins::api::{Server, Settings};
+use glowd::registry::Names;
 use glowd::shutdown::{stop_token, Stopper};
 use serde_json::Value;
 
@@ -23,7 +26,16 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn start(ip: impl Into<IpAddr>, settings: Settings, max_flows: u32) -> Self {
-        let server = Server::bind(SocketAddr::new(ip.into(), 0), settings).unwrap();
+        Api::start_with(ip, settings, max_flows, Context::new(0).names)
+    }
+
+    pub(crate) fn start_with(
+        ip: impl Into<IpAddr>,
+        settings: Settings,
+        max_flows: u32,
+        names: Arc<Names>,
+    ) -> Self {
+        let server = Server::bind(SocketAddr::new(ip.into(), 0), settings, names).unwrap();
         let address = server.address();
         let (stopper, stop) = stop_token().unwrap();
         let (dispatcher, inlet) = Dispatcher::new(max_flows, EntropyKey::of_this_boot());

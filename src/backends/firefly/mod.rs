@@ -22,6 +22,8 @@ use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::firefly::{Encoder, Mode, Stage};
 use crate::flow::{Flow, Timestamp};
+use crate::metrics::families::{FIREFLIES_FAILED, FIREFLIES_SENT, QUEUE_DROPPED};
+use crate::metrics::{Count, Writer};
 use crate::net::collectors::destinations::{self, takes_fireflies};
 use crate::net::collectors::resolver::{Lookup, Pace, Resolver};
 use crate::net::collectors::sender::{Letter, Outcome, Recipient, Sender};
@@ -162,9 +164,12 @@ pub(super) static SPEC: Spec = Spec {
         }
         (_, Ok(_)) => Vec::new(),
     },
-    build: |section, _| {
+    build: |section, context| {
         let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
-        Ok(Box::new(Firefly::new(section, Arc::new(lookup), Pace::default(), BACKLOG)?))
+        let firefly = Firefly::new(section, Arc::new(lookup), Pace::default(), BACKLOG)?;
+        let counters = firefly.counters.clone();
+        context.metrics.add(move |writer| counters.write(writer));
+        Ok(Box::new(firefly))
     },
 };
 
@@ -207,25 +212,41 @@ struct Collector {
 }
 
 /// What became of the fireflies of one kind of recipient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    sent: u64,
-    failed: u64,
+#[derive(Debug, Default, PartialEq)]
+struct Fate {
+    sent: Count,
+    failed: Count,
     /// The socket's buffer stayed full.
-    dropped: u64,
+    dropped: Count,
 }
 
 /// What became of all fireflies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 struct Counters {
-    destinations: Count,
-    collectors: Count,
+    destinations: Fate,
+    collectors: Fate,
     /// To destinations that can take none.
-    unsuitable: u64,
+    unsuitable: Count,
     /// To collectors whose address is not known yet.
-    unresolved: u64,
+    unresolved: Count,
     /// Events that were not looked at since too many waited.
-    shed: u64,
+    shed: Count,
+}
+
+impl Counters {
+    /// Writes them as metrics.
+    fn write(&self, writer: &mut Writer) {
+        for (kind, fate, reason, count) in [
+            ("destination", &self.destinations, "unsuitable", &self.unsuitable),
+            ("collector", &self.collectors, "unresolved", &self.unresolved),
+        ] {
+            writer.number(&FIREFLIES_SENT, &[kind], fate.sent.get());
+            writer.number(&FIREFLIES_FAILED, &[kind, "error"], fate.failed.get());
+            writer.number(&FIREFLIES_FAILED, &[kind, "buffer"], fate.dropped.get());
+            writer.number(&FIREFLIES_FAILED, &[kind, reason], count.get());
+        }
+        writer.number(&QUEUE_DROPPED, &["firefly"], self.shed.get());
+    }
 }
 
 /// Who gets fireflies, and in what form: all that a section says.
@@ -290,7 +311,7 @@ struct Firefly {
     /// Knows the public addresses, if it is asked for.
     stun: Option<Stun>,
     sender: Sender,
-    counters: Counters,
+    counters: Arc<Counters>,
     backlog: usize,
     /// The section of `plan`, and what else it takes to make one.
     section: Section,
@@ -303,7 +324,7 @@ impl Firefly {
         let sender = Sender::open(NAME, true)?;
         let plan = Plan::new(section, &lookup, pace)?;
         let stun = start_stun(section, &lookup)?;
-        let (counters, section) = (Counters::default(), section.clone());
+        let (counters, section) = (Arc::default(), section.clone());
         Ok(Firefly { plan, stun, sender, counters, backlog, section, lookup, pace })
     }
 
@@ -390,7 +411,7 @@ impl Firefly {
             }
         }
         if shed > 0 {
-            self.counters.shed += shed;
+            self.counters.shed.add(shed);
             warn_limited!(
                 "backends.firefly: {behind} events behind, so {shed} were dropped unsent"
             );
@@ -407,13 +428,13 @@ impl Firefly {
                 return Some((SocketAddr::new(ip, port), Recipient::Destination));
             }
             debug!("backends.firefly: {}: its destination can take no firefly", flow.id);
-            counters.unsuitable += 1;
+            counters.unsuitable.add(1);
             None
         });
         let collectors = collectors.iter().enumerate().filter_map(|(index, collector)| {
             let address = collector.addresses.get(collector.current);
             if address.is_none() {
-                counters.unresolved += 1;
+                counters.unresolved.add(1);
                 warn_limited!(
                     "backends.firefly: collector {} has no address yet, so its fireflies are lost",
                     collector.name
@@ -434,18 +455,18 @@ impl Firefly {
     fn flush(&mut self) {
         let Firefly { plan: Plan { collectors, resolver, .. }, sender, counters, .. } = self;
         sender.flush(|letter, outcome| {
-            let count = match letter.recipient {
-                Recipient::Destination => &mut counters.destinations,
-                Recipient::Collector(_) => &mut counters.collectors,
+            let fate = match letter.recipient {
+                Recipient::Destination => &counters.destinations,
+                Recipient::Collector(_) => &counters.collectors,
             };
             match outcome {
-                Outcome::Sent => count.sent += 1,
+                Outcome::Sent => fate.sent.add(1),
                 Outcome::Full => {
-                    count.dropped += 1;
+                    fate.dropped.add(1);
                     full(letter, collectors);
                 }
                 Outcome::Failed(error) => {
-                    count.failed += 1;
+                    fate.failed.add(1);
                     let collector = match letter.recipient {
                         Recipient::Destination => None,
                         Recipient::Collector(index) => Some(&mut collectors[index]),
@@ -457,7 +478,7 @@ impl Firefly {
     }
 
     fn report(&self) {
-        let Counters { destinations, collectors, unsuitable, unresolved, shed } = self.counters;
+        let Counters { destinations, collectors, unsuitable, unresolved, shed } = &*self.counters;
         info!(
             "backends.firefly: to destinations {destinations}, {unsuitable} that can take none; \
              to collectors {collectors}, {unresolved} without an address; \
@@ -522,9 +543,9 @@ fn failed(
     }
 }
 
-impl std::fmt::Display for Count {
+impl std::fmt::Display for Fate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Count { sent, failed, dropped } = self;
+        let Fate { sent, failed, dropped } = self;
         write!(f, "{sent} sent, {failed} failed, {dropped} dropped on a full buffer")
     }
 }

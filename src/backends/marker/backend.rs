@@ -21,9 +21,11 @@ use crate::error::{Error, Result};
 use crate::flow::{Flow, Tag};
 use crate::log::limit::Limit;
 use crate::meter::Meter;
+use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
+use crate::metrics::{interfaces, Count, Metrics};
 use crate::part::Context;
 use crate::registry;
-use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_REASONS};
+use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_LABELS, UNMARKED_REASONS};
 use crate::sys::bpf::{Map, PerCpuArray};
 use crate::warn_limited;
 
@@ -32,7 +34,7 @@ pub(super) struct Marker {
     pub(super) follower: Option<Follower>,
     names: Names,
     pub(super) flows: Map<FlowKey, FlowValue>,
-    unmarked: PerCpuArray,
+    unmarked: Arc<PerCpuArray>,
     pub(super) rules: Table,
     /// With `matchAll`.
     newest: Option<Newest>,
@@ -44,11 +46,13 @@ pub(super) struct Marker {
     /// How many entries map `flows` has room for.
     capacity: u32,
     /// How many entries map `flows` has.
-    pub(super) entries: usize,
+    pub(super) entries: Arc<Count>,
 }
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(Marker::new(section, context)?))
+    let marker = Marker::new(section, context)?;
+    marker.measure_by(&context.metrics);
+    Ok(Box::new(marker))
 }
 
 impl Marker {
@@ -66,17 +70,38 @@ impl Marker {
         table.set(&found).map_err(|cause| Error::os("cannot set the rules", cause))?;
         Ok(Marker {
             flows: object.map("flows")?,
-            unmarked: object.per_cpu_array("unmarked")?,
+            unmarked: Arc::new(object.per_cpu_array("unmarked")?),
             rules: table,
             newest: section.bool("matchAll").then(Newest::default),
             everything: None,
             registry: context.names.clone(),
             meter: follower.programs().meter()?,
             capacity: context.max_flows,
-            entries: 0,
+            entries: Arc::default(),
             names: follower.names(),
             follower: Some(follower),
         })
+    }
+
+    /// Says in the metrics what it does.
+    fn measure_by(&self, metrics: &Metrics) {
+        let (unmarked, entries, capacity) =
+            (self.unmarked.clone(), self.entries.clone(), self.capacity);
+        let names = self.names.clone();
+        metrics.add(move |writer| {
+            writer.number(&MAP_ENTRIES, &["flows"], entries.get());
+            writer.number(&MAP_ENTRIES_LIMIT, &["flows"], capacity.into());
+            // A copy, since the thread that follows the interfaces needs them too.
+            let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for (interface, attached) in &names {
+                writer.number(&INTERFACE_ATTACHED, &[interface], u64::from(*attached));
+            }
+            interfaces::write(names.iter().map(|(name, _)| name.as_str()), writer);
+            // What the kernel refuses to tell has no sample.
+            for (count, reason) in unmarked.sums().unwrap_or_default().iter().zip(UNMARKED_LABELS) {
+                writer.number(&UNMARKED, &[reason], *count);
+            }
+        });
     }
 
     /// Does what the events say, in their order.
@@ -89,7 +114,7 @@ impl Marker {
                     // goes unmarked in between.
                     let next = batch.get(at + 1);
                     if matches!(next, Some(Event::Start(next)) if next.id == flow.id) {
-                        self.entries = self.entries.saturating_sub(1);
+                        self.entries.take(1);
                     } else {
                         self.close(flow);
                     }
@@ -116,7 +141,7 @@ impl Marker {
             return;
         };
         match self.flows.update(&key, &tag::value(flow)) {
-            Ok(()) => self.entries += 1,
+            Ok(()) => self.entries.add(1),
             Err(cause) => {
                 // The map has room for maxFlows flows, so the kernel is in trouble.
                 static LIMIT: Limit = Limit::new();
@@ -136,7 +161,7 @@ impl Marker {
             return;
         };
         match self.flows.delete(&key) {
-            Ok(()) => self.entries = self.entries.saturating_sub(1),
+            Ok(()) => self.entries.take(1),
             Err(cause) => {
                 warn_limited!("backends.marker: {}: cannot stop marking: {cause}", flow.id);
             }
@@ -169,10 +194,12 @@ impl Marker {
     /// The names of those that are marked, or "none".
     pub(super) fn interfaces(&self) -> String {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.is_empty() {
+        let marked = names.iter().filter(|(_, attached)| *attached);
+        let marked: Vec<&str> = marked.map(|(name, _)| name.as_str()).collect();
+        if marked.is_empty() {
             return "none".into();
         }
-        names.join(", ")
+        marked.join(", ")
     }
 
     /// Logs how many packets were left unmarked, if any were.

@@ -45,8 +45,8 @@ impl View {
     }
 }
 
-/// The names of the interfaces that are marked, for the log.
-pub(super) type Names = Arc<Mutex<Vec<String>>>;
+/// The names of the interfaces that are to be marked, and whether they are.
+pub(super) type Names = Arc<Mutex<Vec<(String, bool)>>>;
 
 /// What is attached, and what should be.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Follower {
         Ok(follower)
     }
 
-    /// The names of the interfaces that are marked, as they are at any time.
+    /// The names of the interfaces that are to be marked, as they are at any time.
     pub(super) fn names(&self) -> Names {
         self.names.clone()
     }
@@ -192,7 +192,12 @@ impl Follower {
     }
 
     fn show_names(&self) {
-        let names = self.attached.values().map(|one| one.link.interface.name.clone()).collect();
+        let marked = self.attached.values().map(|one| (&one.link, true));
+        // Others, such as the loopback of a pattern, have no packets that could be.
+        let failed = self.failed.values().map(|(link, _)| (link, false));
+        let failed = failed.filter(|(link, _)| Framing::of(&link.interface).is_ok());
+        let all = marked.chain(failed);
+        let names = all.map(|(link, marked)| (link.interface.name.clone(), marked)).collect();
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 

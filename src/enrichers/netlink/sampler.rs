@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,6 +19,8 @@ use crate::enrichers::Enricher;
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::{FlowInfo, LastLook};
+use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_SAMPLES};
+use crate::metrics::Count;
 use crate::net::sock_diag::{
     Condition, Diag, Family, Filter, Query, Socket, State, States, NO_COOKIE,
 };
@@ -45,11 +48,27 @@ struct Sampler {
     /// Of `flows`, if they have not changed since; none: the kernel filters nothing.
     filter: Option<Filter>,
     is_filter_old: bool,
+    counters: Arc<Counters>,
+}
+
+/// What became of samples.
+#[derive(Default)]
+struct Counters {
+    taken: Count,
+    /// The dispatcher was behind.
+    lost: Count,
 }
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enricher>> {
     let udp = section.int::<u8>("protocol") == Protocol::Udp.number();
+    let counters = Arc::<Counters>::default();
+    let counted = counters.clone();
+    context.metrics.add(move |writer| {
+        writer.number(&ENRICHER_SAMPLES, &["netlink"], counted.taken.get());
+        writer.number(&ENRICHER_DROPPED, &["netlink"], counted.lost.get());
+    });
     Ok(Box::new(Sampler {
+        counters,
         diag: Diag::open()?,
         protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
         extensions: section.int("ext"),
@@ -134,7 +153,8 @@ impl Sampler {
             .iter()
             .fold((false, false), |(v4, v6), id| (v4 || !id.is_ipv6(), v6 || id.is_ipv6()));
         let Sampler { diag, protocol, extensions, states, flows, filter, .. } = self;
-        let (mut samples, mut lost, mut now) = (Vec::new(), 0, Timestamp::now());
+        let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
+        let mut now = Timestamp::now();
         // Sockets of IPv6 may carry IPv4.
         for (family, wanted) in [(Family::V4, has_v4), (Family::V6, has_v4 || has_v6)] {
             if !wanted {
@@ -152,7 +172,9 @@ impl Sampler {
                 if !flows.contains(&id) {
                     return;
                 }
-                samples.extend(sample(socket, now).map(|info| (id, info)));
+                let Some(info) = sample(socket, now) else { return };
+                samples.push((id, info));
+                taken += 1;
                 if samples.len() == BATCH {
                     let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
                     lost += if out.samples(full) { 0 } else { BATCH };
@@ -172,6 +194,8 @@ impl Sampler {
         if rest > 0 && !out.samples(samples) {
             lost += rest;
         }
+        self.counters.taken.add(taken);
+        self.counters.lost.add(lost as u64);
         if lost > 0 {
             warn_limited!("{NAME}: the dispatcher is behind, so {lost} samples were given up");
         }

@@ -1,6 +1,6 @@
 //! Takes flow events over HTTP/1.1 and tells which flows are open.
 //!
-//! One thread serves all connections. `server` moves the bytes and keeps the
+//! One thread serves all connections. `net::http` moves the bytes and keeps the
 //! limits, `routes` says what a request means, `flow_json` reads the flow events.
 //!
 //! Nobody has to authenticate, so the address is a loopback one unless the
@@ -9,23 +9,24 @@
 //! that includes those under a name that DNS made loopback's, see `net::host`; on
 //! another address the Host is not checked, since glowd does not know its names.
 
-mod connection;
 mod flow_fields;
 pub mod flow_json;
 mod routes;
-mod server;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use log::{info, warn};
 
-pub use server::{Server, Settings};
+pub use crate::net::http::Settings;
 
 use super::{Plugin, Spec};
 use crate::config::{Key, Kind, Section};
 use crate::dispatcher::Inlet;
 use crate::error::Result;
+use crate::net::http;
 use crate::part::{no_rules, Context};
+use crate::registry::Names;
 use crate::shutdown::Stop;
 
 pub(super) static SPEC: Spec = Spec {
@@ -61,10 +62,10 @@ pub(super) static SPEC: Spec = Spec {
 
 fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let address = SocketAddr::new(section.address("bindAddress"), section.int("bindPort"));
-    let server =
-        Server::bind(address, Settings { names: context.names.clone(), ..Settings::default() })?;
+    let settings = Settings { who: "plugins.api", ..Settings::default() };
+    let server = Server::bind(address, settings, context.names.clone())?;
     let address = server.address();
-    if !server.is_loopback() {
+    if !address.ip().to_canonical().is_loopback() {
         warn!(
             "{}: {address} is not a loopback address, and there is no authentication",
             section.path()
@@ -72,6 +73,37 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     }
     info!("{}: listening on http://{address}", section.path());
     Ok(Box::new(server))
+}
+
+/// The API, listening.
+#[derive(Debug)]
+pub struct Server {
+    http: http::Server,
+    names: Arc<Names>,
+}
+
+impl Server {
+    /// Listens on `address`; port 0 is any free one.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not one of this host.
+    pub fn bind(address: SocketAddr, settings: Settings, names: Arc<Names>) -> Result<Self> {
+        Ok(Server { http: http::Server::bind(address, settings)?, names })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.http.address()
+    }
+
+    /// Serves until `stop` says so.
+    ///
+    /// # Errors
+    /// The system does not let it wait for sockets.
+    pub fn serve(self, inlet: &Inlet, stop: &Stop) -> Result<()> {
+        let mut api = routes::Api { inlet, names: &self.names };
+        self.http.serve(&mut api, stop)
+    }
 }
 
 impl Plugin for Server {

@@ -1,5 +1,5 @@
-//! The routes of the API: what each request means. Runs on the thread of `server`
-//! and owns nothing.
+//! The routes of the API: what each request means. Runs on the plugin's thread and
+//! owns nothing.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -10,7 +10,7 @@ use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Usage};
 use crate::meter::Counted;
-use crate::net::http::{Method, Request};
+use crate::net::http::{Answer, Method, Request, Service};
 use crate::registry::{Names, Registry};
 
 /// The description of the API in OpenAPI 3.1.
@@ -56,70 +56,52 @@ const ROUTES: &[Route] = &[
     Route { method: "GET", path: "/openapi.json", name: "describe the API", handler: openapi },
 ];
 
-/// The status of an answer, and the methods to tell with status 405.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) allow: &'static str,
+/// What answers the requests.
+pub(super) struct Api<'a> {
+    pub(super) inlet: &'a Inlet,
+    pub(super) names: &'a Names,
 }
 
-/// Answers a request; the body goes to the end of `out`.
-pub(super) fn answer(
-    request: &Request<'_>,
-    inlet: &Inlet,
-    names: &Names,
-    crowded: bool,
-    out: &mut Vec<u8>,
-) -> Answer {
-    let head = &request.head;
-    let status = |status| Answer { status, allow: "" };
-    if head.from_page {
-        let text = "requests of web pages are refused, since nobody has to authenticate here";
-        return status(error(out, 403, text));
+impl Service for Api<'_> {
+    fn answer(&mut self, request: &Request<'_>, crowded: bool, out: &mut Vec<u8>) -> Answer {
+        let head = &request.head;
+        let Some(route) = ROUTES.iter().find(|route| route.path == head.path) else {
+            let routes: Vec<_> =
+                ROUTES.iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+            let path: String = head.path.chars().take(100).collect();
+            let text = format!("there is no {path:?}");
+            write_json(out, &Failure { error: &text, routes });
+            return Answer::json(404);
+        };
+        // HEAD is GET whose answer's body stays away (RFC 9110 section 9.3.2).
+        let allow = if route.method == "GET" { "GET, HEAD" } else { route.method };
+        let suits = match head.method {
+            Method::Get | Method::Head => route.method == "GET",
+            Method::Post => route.method == "POST",
+            Method::Other => false,
+        };
+        if !suits {
+            let text = format!("{} knows only {allow}", route.path);
+            return Answer { allow, ..Answer::error(405, &text, out) };
+        }
+        let Api { inlet, names } = *self;
+        let safe = head.method == Method::Head;
+        let call = Call { body: &request.body, inlet, names, safe, crowded };
+        Answer::json((route.handler)(&call, out))
     }
-    let Some(route) = ROUTES.iter().find(|route| route.path == head.path) else {
-        let routes: Vec<_> = ROUTES.iter().map(|r| format!("{} {}", r.method, r.path)).collect();
-        let path: String = head.path.chars().take(100).collect();
-        let text = format!("there is no {path:?}");
-        write_json(out, &Failure { error: &text, routes });
-        return status(404);
-    };
-    // HEAD is GET whose answer's body stays away (RFC 9110 section 9.3.2).
-    let allow = if route.method == "GET" { "GET, HEAD" } else { route.method };
-    let suits = match head.method {
-        Method::Get | Method::Head => route.method == "GET",
-        Method::Post => route.method == "POST",
-        Method::Other => false,
-    };
-    if !suits {
-        let text = format!("{} knows only {allow}", route.path);
-        return Answer { status: error(out, 405, &text), allow };
-    }
-    let safe = head.method == Method::Head;
-    status((route.handler)(&Call { body: &request.body, inlet, names, safe, crowded }, out))
 }
 
-/// Answers a request that may come from a web page under a name of its own, see
-/// [`crate::net::host`].
-pub(super) fn foreign_host(out: &mut Vec<u8>) -> Answer {
-    let text = "the Host is neither an IP address nor localhost: on a loopback address \
-                requests under other names are refused, since a web page may have made one up \
-                (DNS rebinding)";
-    Answer { status: error(out, 403, text), allow: "" }
-}
-
-/// Why there is no other answer.
+/// There is no such route.
 #[derive(Serialize)]
 struct Failure<'a> {
     error: &'a str,
     /// What there is instead.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     routes: Vec<String>,
 }
 
 /// Writes an error as JSON, and returns its status.
-pub(super) fn error(out: &mut Vec<u8>, status: u16, message: &str) -> u16 {
-    write_json(out, &Failure { error: message, routes: Vec::new() });
-    status
+fn error(out: &mut Vec<u8>, status: u16, message: &str) -> u16 {
+    Answer::error(status, message, out).status
 }
 
 fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {

@@ -17,7 +17,6 @@ mod relay;
 mod tests;
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use log::info;
@@ -28,6 +27,8 @@ use self::relay::Relay;
 use super::{Plugin, Spec};
 use crate::config::{Choice, Key, Kind, Section};
 use crate::error::Result;
+use crate::metrics::families::FIREFLY_DATAGRAMS;
+use crate::metrics::{Count, Writer};
 use crate::net::collectors::destinations::Collector;
 use crate::net::collectors::resolver::Pace;
 use crate::part::Context;
@@ -174,21 +175,9 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
         let relay = Relay::start(collectors, own, counters, Arc::new(lookup), Pace::default())?;
         listener.relay_by(relay);
     }
+    let (counters, relays) = (listener.counters(), !section.list("relay").is_empty());
+    context.metrics.add(move |writer| counters.write(relays, writer));
     Ok(Box::new(listener))
-}
-
-/// A number that several threads read and add to.
-#[derive(Debug, Default)]
-struct Count(AtomicU64);
-
-impl Count {
-    fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// What became of the datagrams.
@@ -212,6 +201,23 @@ struct Counters {
 }
 
 impl Counters {
+    /// Writes them as metrics; those of the relay if there is one.
+    fn write(&self, relays: bool, writer: &mut Writer) {
+        for (result, count) in [
+            ("taken", &self.taken),
+            ("forbidden", &self.forbidden),
+            ("bad", &self.bad),
+            ("untaggable", &self.untaggable),
+            ("refused", &self.refused),
+            ("lost", &self.lost),
+        ] {
+            writer.number(&FIREFLY_DATAGRAMS, &[result], count.get());
+        }
+        if relays {
+            self.relay.write(writer);
+        }
+    }
+
     /// Logs them; those of the relay if there is one.
     fn report(&self, relays: bool) {
         info!(

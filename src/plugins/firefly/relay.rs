@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 
 use log::{error, info};
 
-use super::{Count, NAME};
+use super::NAME;
 use crate::error::{Error, Result};
+use crate::metrics::families::RELAYED;
+use crate::metrics::{Count, Writer};
 use crate::net::addresses::Local;
 use crate::net::collectors::destinations;
 use crate::net::collectors::resolver::{Lookup, Pace, Resolver};
@@ -59,6 +61,20 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    pub(super) fn write(&self, writer: &mut Writer) {
+        for (result, count) in [
+            ("sent", &self.sent),
+            ("failed", &self.failed),
+            ("buffer", &self.full),
+            ("backlog", &self.shed),
+            ("repeated", &self.known),
+            ("own", &self.own),
+            ("unresolved", &self.unresolved),
+        ] {
+            writer.number(&RELAYED, &[result], count.get());
+        }
+    }
+
     pub(super) fn report(&self) {
         info!(
             "{NAME}: relayed {}, {} failed, {} dropped on a full buffer, {} dropped since too much \

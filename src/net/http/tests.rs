@@ -227,6 +227,7 @@ fn a_foreign_host_is_recognised() {
 #[test]
 fn replies_have_the_length_of_their_body() {
     let reply = Reply {
+        content_type: JSON,
         status: 405,
         allow: "GET, HEAD",
         date: &date(784_111_777),
@@ -254,4 +255,23 @@ fn dates_are_those_of_the_rfc() {
     assert_eq!(date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
     assert_eq!(date(1_709_164_800), "Thu, 29 Feb 2024 00:00:00 GMT");
     assert_eq!(date(253_402_300_799), "Fri, 31 Dec 9999 23:59:59 GMT");
+}
+
+#[test]
+fn open_metrics_is_for_those_who_like_it_as_much_as_plain_text() {
+    for (accept, open_metrics) in [
+        ("*/*", false),
+        ("application/openmetrics-text", true),
+        ("Application/OpenMetrics-Text; version=1.0.0;charset=utf-8", true),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false),
+        ("application/openmetrics-text;version=1.0.0;q=0.75,text/plain;q=0.5", true),
+        ("text/plain;q=0.5,application/openmetrics-text;q=0.75", true),
+        ("application/openmetrics-text;q=0.4,text/plain;version=0.0.4", false),
+        ("application/openmetrics-text;q=0.000", false),
+        ("application/openmetrics-text;q=", false),
+        ("", false),
+    ] {
+        let request = one(&format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
+        assert_eq!(request.head.open_metrics, open_metrics, "{accept}");
+    }
 }

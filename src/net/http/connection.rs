@@ -1,14 +1,12 @@
-//! One connection of the API: its buffers, what it is doing, and until when it
+//! One connection of a server: its buffers, what it is doing, and until when it
 //! has to be done with it. Used by the thread of `server`, which owns it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
-use super::routes;
-use super::server::Settings;
-use crate::dispatcher::Inlet;
-use crate::net::http::{self, Bad, Decoder, Reply, Request};
+use super::server::{Answer, Service, Settings};
+use super::{Bad, Decoder, Method, Reply, Request, CONTINUE};
 use crate::net::poller::Interest;
 
 /// How much is read at a time.
@@ -21,9 +19,18 @@ const PROGRESS: usize = 256 * 1024;
 /// A buffer up to this size is kept for the next request.
 const KEEP: usize = 4 * 1024;
 
+/// Why a request is refused that may come from a web page under a name of its own, see
+/// [`crate::net::host`].
+const FOREIGN_HOST: &str =
+    "the Host is neither an IP address nor localhost: on a loopback address requests under other \
+     names are refused, since a web page may have made one up (DNS rebinding)";
+
+/// Why one is refused that a web page in a browser has made.
+const FROM_PAGE: &str = "requests of web pages are refused, since nobody has to authenticate here";
+
 /// What all connections share.
 pub(super) struct Shared<'a> {
-    pub(super) inlet: &'a Inlet,
+    service: &'a mut dyn Service,
     pub(super) settings: Settings,
     /// Whether only this host can reach the server.
     loopback: bool,
@@ -38,10 +45,10 @@ pub(super) struct Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
-    pub(super) fn new(inlet: &'a Inlet, settings: Settings, loopback: bool) -> Self {
+    pub(super) fn new(service: &'a mut dyn Service, settings: Settings, loopback: bool) -> Self {
         let scratch = vec![0; READ].into_boxed_slice();
-        let (out, date) = (Vec::new(), (0, http::date(0)));
-        Shared { inlet, settings, loopback, scratch, out, memory: 0, date }
+        let (out, date) = (Vec::new(), (0, super::date(0)));
+        Shared { service, settings, loopback, scratch, out, memory: 0, date }
     }
 
     fn crowded(&self) -> bool {
@@ -51,37 +58,35 @@ impl<'a> Shared<'a> {
     fn refresh_date(&mut self) {
         let seconds = crate::flow::Timestamp::now().0 / 1_000_000;
         if self.date.0 != seconds {
-            self.date = (seconds, http::date(seconds));
+            self.date = (seconds, super::date(seconds));
         }
     }
 
     /// Appends the answer to a request.
     fn answer(&mut self, request: &Request<'_>) {
-        let (start, crowded) = (self.out.len(), self.crowded());
-        let answer = if self.loopback && request.head.foreign_host {
-            routes::foreign_host(&mut self.out)
+        let (start, crowded, head) = (self.out.len(), self.crowded(), &request.head);
+        let answer = if self.loopback && head.foreign_host {
+            Answer::error(403, FOREIGN_HOST, &mut self.out)
+        } else if head.from_page {
+            Answer::error(403, FROM_PAGE, &mut self.out)
         } else {
-            let names = &self.settings.names;
-            routes::answer(request, self.inlet, names, crowded, &mut self.out)
+            self.service.answer(request, crowded, &mut self.out)
         };
-        let reply = Reply {
-            status: answer.status,
-            allow: answer.allow,
-            date: &self.date.1,
-            minor: request.head.minor,
-            keep_alive: request.head.keep_alive,
-            head_only: request.head.method == http::Method::Head,
-        };
-        reply.wrap(&mut self.out, start);
+        let (minor, keep_alive) = (head.minor, head.keep_alive);
+        self.wrap(&answer, start, minor, keep_alive, head.method == Method::Head);
     }
 
     /// Appends the last answer of a connection, to what is no request.
     fn refuse(&mut self, bad: &Bad) {
         let start = self.out.len();
-        let status = routes::error(&mut self.out, bad.status, &bad.message);
+        let answer = Answer::error(bad.status, &bad.message, &mut self.out);
+        self.wrap(&answer, start, 1, false, false);
+    }
+
+    fn wrap(&mut self, answer: &Answer, start: usize, minor: u8, keep_alive: bool, head: bool) {
+        let Answer { status, content_type, allow } = *answer;
         let date = &self.date.1;
-        let reply =
-            Reply { status, allow: "", date, minor: 1, keep_alive: false, head_only: false };
+        let reply = Reply { status, content_type, allow, date, minor, keep_alive, head_only: head };
         reply.wrap(&mut self.out, start);
     }
 }
@@ -239,7 +244,7 @@ impl Connection {
                 }
                 Ok(None) => {
                     if self.decoder.take_continue() {
-                        shared.out.extend_from_slice(http::CONTINUE);
+                        shared.out.extend_from_slice(CONTINUE);
                     }
                     break;
                 }

@@ -1,12 +1,18 @@
-//! HTTP/1.1 for a small server, the pure part: bytes to requests and replies to
-//! bytes (RFC 9110, RFC 9112). It reads no socket and knows no route; whoever
-//! does owns a [`Decoder`] per connection.
+//! HTTP/1.1 for a small server. This file is the pure part: bytes to requests, and
+//! `reply` to bytes (RFC 9110, RFC 9112). It reads no socket and knows no route;
+//! `connection` owns a [`Decoder`] each, and `server` owns the connections.
 //!
 //! The grammar of a request's head is httparse's business. What a head means,
 //! where the body ends, and how long anything may be is decided here.
 
+mod connection;
+mod reply;
+mod server;
+
 use std::borrow::Cow;
-use std::io::Write;
+
+pub use reply::{date, Reply, JSON};
+pub use server::{Answer, Server, Service, Settings};
 
 use super::host::{needs_no_dns, split_target};
 
@@ -51,6 +57,8 @@ pub struct Head {
     pub from_page: bool,
     /// Whether it was meant for a host that only DNS knows, see [`needs_no_dns`].
     pub foreign_host: bool,
+    /// Whether the client likes OpenMetrics at least as much as plain text.
+    pub open_metrics: bool,
 }
 
 /// A whole request.
@@ -235,7 +243,8 @@ fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> 
     };
     let keep_alive = !fields.close && (minor == 1 || fields.keep_alive);
     let from_page = fields.from_page;
-    let head = Head { method, path, minor, keep_alive, from_page, foreign_host };
+    let open_metrics = fields.open_metrics;
+    let head = Head { method, path, minor, keep_alive, from_page, foreign_host, open_metrics };
     Ok(Some((length, head, framing, minor == 1 && fields.expects)))
 }
 
@@ -250,6 +259,7 @@ struct Fields {
     keep_alive: bool,
     expects: bool,
     from_page: bool,
+    open_metrics: bool,
 }
 
 impl Fields {
@@ -284,9 +294,29 @@ impl Fields {
             self.from_page = true;
         } else if is("sec-fetch-site") {
             self.from_page |= !value.eq_ignore_ascii_case(b"none");
+        } else if is("accept") {
+            self.open_metrics |= prefers(value, "application/openmetrics-text", "text/plain");
         }
         Ok(())
     }
+}
+
+/// Whether a value of Accept names the media type `first`, and with no less weight than
+/// `second` (RFC 9110 section 12.5.1).
+fn prefers(accept: &[u8], first: &str, second: &str) -> bool {
+    let accept = String::from_utf8_lossy(accept);
+    // A weight is 0 or 1 with up to three decimals, so that of two the text tells the
+    // greater.
+    let weight = |wanted: &str| {
+        let ranges = accept.split(',').filter_map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            parts.next().filter(|name| name.eq_ignore_ascii_case(wanted))?;
+            Some(parts.find_map(|part| part.strip_prefix("q=")).unwrap_or("1"))
+        });
+        ranges.max().unwrap_or("0")
+    };
+    let (first, second) = (weight(first), weight(second));
+    first.bytes().any(|digit| matches!(digit, b'1'..=b'9')) && first >= second
 }
 
 /// Digits and nothing else (RFC 9110 section 8.6): no sign, no list.
@@ -403,88 +433,5 @@ fn take_line<'a>(input: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(line)
 }
 
-/// A reply but for its body.
-#[derive(Clone, Debug)]
-pub struct Reply<'a> {
-    /// The status code.
-    pub status: u16,
-    /// The methods that the path knows, with status 405.
-    pub allow: &'a str,
-    /// The moment, as [`date`] writes it.
-    pub date: &'a str,
-    /// The x of the request's HTTP/1.x.
-    pub minor: u8,
-    /// Whether the connection stays open.
-    pub keep_alive: bool,
-    /// Whether the body stays away: the method was HEAD.
-    pub head_only: bool,
-}
-
-impl Reply<'_> {
-    /// Puts the head in front of the body, which is `out[start..]`, so that its
-    /// length is known without a copy of it.
-    pub fn wrap(&self, out: &mut Vec<u8>, start: usize) {
-        let length = out.len() - start;
-        if self.head_only {
-            out.truncate(start);
-        }
-        let mut head = Vec::with_capacity(256);
-        // Writing to a Vec cannot fail.
-        let _ = write!(
-            head,
-            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
-             Date: {}\r\n",
-            self.status,
-            reason(self.status),
-            self.date
-        );
-        if !self.allow.is_empty() {
-            let _ = write!(head, "Allow: {}\r\n", self.allow);
-        }
-        if self.status == 503 {
-            head.extend_from_slice(b"Retry-After: 1\r\n");
-        }
-        if !self.keep_alive {
-            head.extend_from_slice(b"Connection: close\r\n");
-        } else if self.minor == 0 {
-            head.extend_from_slice(b"Connection: keep-alive\r\n");
-        }
-        head.extend_from_slice(b"\r\n");
-        out.splice(start..start, head);
-    }
-}
-
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        400 => "Bad Request",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        413 => "Content Too Large",
-        417 => "Expectation Failed",
-        431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        505 => "HTTP Version Not Supported",
-        // The phrase may be empty (RFC 9112 section 4).
-        _ => "",
-    }
-}
-
-/// The moment in seconds since 1970, as RFC 9110 section 5.6.7 writes it.
-pub fn date(seconds: u64) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let weekday = usize::try_from(seconds / 86400 % 7).map_or("", |day| DAYS[day]);
-    // 1970-01-01T00:00:00.000000+00:00
-    let text = crate::flow::Timestamp(seconds.saturating_mul(1_000_000)).to_string();
-    let month = text[5..7].parse().map_or("", |month: usize| MONTHS[month - 1]);
-    format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
-}
-
 #[cfg(test)]
-#[path = "http_tests.rs"]
 mod tests;

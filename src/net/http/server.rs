@@ -1,4 +1,4 @@
-//! The HTTP server of the API: one thread, sockets that do not block, and a limit
+//! An HTTP server: one thread, sockets that do not block, and a limit
 //! to everything. It owns the listening socket and the connections.
 //!
 //! It sleeps in one wait for all sockets and the stop token, until the nearest
@@ -11,17 +11,16 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 
+use serde::Serialize;
+
 use super::connection::{Connection, Fate, Shared};
-use crate::dispatcher::Inlet;
+use super::{Request, JSON};
 use crate::error::{Error, Result};
 use crate::net::poller::{Interest, Poller};
-use crate::part::Context;
-use crate::registry::Names;
 use crate::shutdown::Stop;
 use crate::warn_limited;
 
@@ -43,8 +42,8 @@ pub struct Settings {
     pub write: Duration,
     /// For a client to close its end after the last answer.
     pub linger: Duration,
-    /// What experiments and activities are called.
-    pub names: Arc<Names>,
+    /// Whose server it is, for the log.
+    pub who: &'static str,
 }
 
 impl Default for Settings {
@@ -57,7 +56,7 @@ impl Default for Settings {
             idle: Duration::from_secs(60),
             write: Duration::from_secs(10),
             linger: Duration::from_secs(2),
-            names: Context::new(0).names,
+            who: "http",
         }
     }
 }
@@ -73,6 +72,43 @@ const SPIN: Duration = Duration::from_micros(50);
 
 /// How many connections are accepted before the others get their turn.
 const ACCEPT: usize = 64;
+
+/// What is served. It sees no request that a web page has made, and on a loopback
+/// address none under a name that is not this host's.
+pub trait Service {
+    /// Answers a request; the body goes to the end of `out`. With `crowded` there is no
+    /// memory left for a long answer.
+    fn answer(&mut self, request: &Request<'_>, crowded: bool, out: &mut Vec<u8>) -> Answer;
+}
+
+/// An answer but for its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The media type of the body.
+    pub content_type: &'static str,
+    /// The methods to tell with status 405.
+    pub allow: &'static str,
+}
+
+impl Answer {
+    /// Of a JSON document.
+    pub fn json(status: u16) -> Self {
+        Answer { status, content_type: JSON, allow: "" }
+    }
+
+    /// Writes an error as JSON.
+    pub fn error(status: u16, message: &str, out: &mut Vec<u8>) -> Self {
+        #[derive(Serialize)]
+        struct Failure<'a> {
+            error: &'a str,
+        }
+        // Neither text nor a Vec can make it fail.
+        let _ = serde_json::to_writer(out, &Failure { error: message });
+        Answer::json(status)
+    }
+}
 
 /// A server that listens.
 #[derive(Debug)]
@@ -110,13 +146,13 @@ impl Server {
     ///
     /// # Errors
     /// The system does not let it wait for sockets.
-    pub fn serve(self, inlet: &Inlet, stop: &Stop) -> Result<()> {
+    pub fn serve(self, service: &mut dyn Service, stop: &Stop) -> Result<()> {
         let failed = |error| Error::os("cannot wait for sockets", error);
         let mut poller = Poller::new().map_err(failed)?;
         poller.add(stop, STOP, Interest::Read).map_err(failed)?;
         poller.add(&self.listener, LISTENER, Interest::Read).map_err(failed)?;
         let loopback = self.is_loopback();
-        let shared = Shared::new(inlet, self.settings, loopback);
+        let shared = Shared::new(service, self.settings, loopback);
         let mut hall = Hall {
             listener: self.listener,
             connections: Vec::new(),
@@ -213,7 +249,8 @@ impl Hall<'_> {
                         descriptors = Descriptors::Freed;
                     }
                     _ => {
-                        warn_limited!("plugins.api: cannot accept a connection: {error}");
+                        let who = self.shared.settings.who;
+                        warn_limited!("{who}: cannot accept a connection: {error}");
                         self.pause(poller, now);
                         return;
                     }
@@ -246,10 +283,15 @@ impl Hall<'_> {
         let connection = match Connection::new(stream, now, &self.shared.settings) {
             Ok(connection) => connection,
             // The client has gone already.
-            Err(error) => return log::debug!("plugins.api: cannot use a connection: {error}"),
+            Err(error) => {
+                return log::debug!(
+                    "{}: cannot use a connection: {error}",
+                    self.shared.settings.who
+                )
+            }
         };
         if let Err(error) = poller.add(&connection.stream, token_of(slot), Interest::Read) {
-            warn_limited!("plugins.api: cannot wait for a connection: {error}");
+            warn_limited!("{}: cannot wait for a connection: {error}", self.shared.settings.who);
             return;
         }
         self.wake_by(connection.deadline);
@@ -269,7 +311,8 @@ impl Hall<'_> {
             Some(((!connection.idle(), connection.active), slot))
         });
         let Some((_, slot)) = ages.min() else { return false };
-        warn_limited!("plugins.api: {why}: the longest idle connection is closed");
+        let who = self.shared.settings.who;
+        warn_limited!("{who}: {why}: the longest idle connection is closed");
         self.close(poller, slot);
         true
     }

@@ -1,0 +1,156 @@
+//! The figures of open flows. Written by the backend's thread, read by that of HTTP,
+//! behind a lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::series::{self, Reading, Units};
+use crate::config::Section;
+use crate::flow::{Flow, FlowId, News, Tag};
+use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_FLOWS_OPEN};
+use crate::metrics::{label, Format, Writer};
+use crate::registry::{Names, Registry};
+
+/// What the section says of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// The most flows with series of their own.
+    most: usize,
+    units: Units,
+}
+
+impl Rules {
+    pub(super) fn read(section: &Section) -> Self {
+        let most = if section.bool("perFlow") { section.int("maxFlowSeries") } else { 0 };
+        let units = if section.text("units") == "flowd" { Units::Flowd } else { Units::FlowdGo };
+        Rules { most, units }
+    }
+}
+
+/// A flow that was measured.
+struct Measured {
+    news: Arc<News>,
+    /// As they are written, without the last brace; none: it has no series.
+    labels: Option<Box<str>>,
+}
+
+/// The open flows.
+pub(super) struct Flows {
+    names: Arc<Names>,
+    rules: Rules,
+    /// How many there are of each tag.
+    tags: HashMap<Tag, u64>,
+    measured: HashMap<FlowId, Measured>,
+    /// How many of those have series.
+    shown: usize,
+    /// How often the metrics were asked for.
+    pub(super) scrapes: u64,
+}
+
+impl Flows {
+    pub(super) fn new(names: Arc<Names>, rules: Rules) -> Self {
+        let (tags, measured) = (HashMap::new(), HashMap::new());
+        Flows { names, rules, tags, measured, shown: 0, scrapes: 0 }
+    }
+
+    /// Works by other rules from now on. The series come back as flows are measured.
+    pub(super) fn obey(&mut self, rules: Rules) {
+        if self.rules != rules {
+            self.rules = rules;
+            self.measured.clear();
+            self.shown = 0;
+        }
+    }
+
+    pub(super) fn open(&mut self, flow: &Flow) {
+        *self.tags.entry(flow.tag).or_default() += 1;
+    }
+
+    pub(super) fn close(&mut self, flow: &Flow) {
+        // Gone with its last flow, so that their number is bounded by that of flows.
+        if let Some(count) = self.tags.get_mut(&flow.tag) {
+            *count -= 1;
+            if *count == 0 {
+                self.tags.remove(&flow.tag);
+            }
+        }
+        let measured = self.measured.remove(&flow.id);
+        self.shown -= usize::from(measured.is_some_and(|measured| measured.labels.is_some()));
+    }
+
+    /// Takes note of what was measured of an open flow.
+    pub(super) fn measure(&mut self, flow: &Flow, registry: &Registry) {
+        let Some(news) = flow.news.clone().filter(|_| self.rules.most > 0) else { return };
+        let fresh = || Measured { news: news.clone(), labels: None };
+        let measured = self.measured.entry(flow.id).or_insert_with(fresh);
+        measured.news = news.clone();
+        if measured.labels.is_none() && self.shown < self.rules.most {
+            measured.labels = Some(labels(flow, self.rules.units, registry));
+            self.shown += 1;
+        }
+    }
+
+    /// What experiments and activities are called now.
+    pub(super) fn registry(&self) -> Arc<Registry> {
+        self.names.get()
+    }
+
+    /// Writes what there is of all flows together.
+    pub(super) fn write(&self, writer: &mut Writer) {
+        let registry = self.registry();
+        let mut tags: Vec<_> = self.tags.iter().collect();
+        tags.sort_unstable_by_key(|(tag, _)| (tag.experiment(), tag.activity()));
+        for (tag, count) in tags {
+            let (experiment, activity) = names(*tag, &registry);
+            let ids = ids(*tag);
+            let labels = [experiment, &ids.0, activity, &ids.1];
+            writer.number(&TAG_FLOWS_OPEN, &labels, *count);
+        }
+        let without = self.measured.len() - self.shown;
+        writer.number(&FLOWS_WITHOUT_SERIES, &[], without as u64);
+    }
+
+    /// Writes the series of each flow.
+    pub(super) fn write_series(&self, format: Format, out: &mut Vec<u8>) {
+        let rows = self.measured.values().filter_map(|measured| {
+            let info = measured.news.info.as_deref()?;
+            Some((measured.labels.as_deref()?, Reading { tcp: info.tcp_info()?, info }))
+        });
+        let rows: Vec<_> = rows.collect();
+        series::write(&rows, self.rules.units, format, out);
+    }
+}
+
+/// Names of experiment and activity, empty for what is not registered.
+fn names(tag: Tag, registry: &Registry) -> (&str, &str) {
+    let (experiment, activity) = registry.names(tag);
+    (experiment.unwrap_or(""), activity.unwrap_or(""))
+}
+
+fn ids(tag: Tag) -> (String, String) {
+    (tag.experiment().to_string(), tag.activity().to_string())
+}
+
+/// The labels of a flow's series, as they are written, without the last brace.
+fn labels(flow: &Flow, units: Units, registry: &Registry) -> Box<str> {
+    let (src, dst) = (flow.id.src(), flow.id.dst());
+    let ports = format!("{}:{}", src.port(), dst.port());
+    let (src, dst) = (src.ip().to_string(), dst.ip().to_string());
+    let (ids, names) = (ids(flow.tag), names(flow.tag, registry));
+    let ids = (ids.0.as_str(), ids.1.as_str());
+    let (tag, other) = match units {
+        Units::Flowd => (names, ids),
+        Units::FlowdGo => (ids, names),
+    };
+    let values = [&src, &dst, &ports, tag.0, tag.1, other.0, other.1];
+    let mut out = Vec::with_capacity(160);
+    for (index, (name, value)) in series::labels(units).iter().zip(values).enumerate() {
+        out.push(if index == 0 { b'{' } else { b',' });
+        label(name, value, &mut out);
+    }
+    if units == Units::FlowdGo {
+        out.extend_from_slice(b",flavour=\"Netlink\"");
+    }
+    // It is made of text, and cut nowhere.
+    String::from_utf8(out).unwrap_or_default().into()
+}

@@ -1,0 +1,271 @@
+//! Shows Prometheus what glowd does and how: `GET /metrics`, in Prometheus' text format
+//! or OpenMetrics.
+//!
+//! The backend's thread keeps the figures of open flows as the dispatcher tells; a
+//! second thread serves HTTP, and asks nobody for what it shows: see `crate::metrics`.
+//! They share `flows`, so that a scrape may hold up the backend's thread, whose queue
+//! meanwhile grows by what comes, and nothing else.
+
+mod flows;
+pub(crate) mod series;
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use log::{error, info};
+
+use self::flows::{Flows, Rules};
+use super::{Backend, Spec};
+use crate::config::{Choice, Key, Kind, Section};
+use crate::dispatcher::{Event, Queue};
+use crate::error::{Error, Result};
+use crate::metrics::families::BUILD;
+use crate::metrics::{process, Format, Metrics, Writer};
+use crate::net::http::{Answer, Method, Request, Server, Service, Settings};
+use crate::part::{no_rules, Context};
+use crate::shutdown::{stop_token, Stop, Stopper};
+
+/// Where messages come from.
+const NAME: &str = "backends.prometheus";
+
+/// What flowd-go's keys are where neither is given.
+const PORT: u16 = 9817;
+
+/// More than Prometheus opens, in a pair and with people who look.
+const CONNECTIONS: usize = 64;
+
+/// A request has no body.
+const BODY: usize = 4096;
+
+/// The registration.
+pub(super) static SPEC: Spec = Spec {
+    name: "prometheus",
+    aliases: &[],
+    summary: "shows what glowd does and how to Prometheus, at http://ADDRESS:PORT/metrics",
+    keys: &[
+        Key {
+            name: "bindAddress",
+            aliases: &[],
+            kind: Kind::Address,
+            default: "\"127.0.0.1\"",
+            live: false,
+            doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
+                  reach it can read the metrics, and with perFlow the addresses of flows. On a \
+                  loopback address requests have to name the host by an IP address or as \
+                  localhost, and get 403 otherwise.",
+        },
+        Key {
+            name: "port",
+            aliases: &["netlinkPort"],
+            kind: Kind::Int { min: 0, max: 65535 },
+            default: "9817",
+            live: false,
+            doc:
+                "TCP port to listen on. With 0 the system chooses a free one, which the log tells \
+                  at level info; that is useful for tests.",
+        },
+        Key {
+            name: "skopsPort",
+            aliases: &[],
+            kind: Kind::Int { min: 0, max: 65535 },
+            default: "0",
+            live: false,
+            doc:
+                "flowd-go's second port. Here one port has all metrics: it is this one if port is \
+                  0 or not given; otherwise this has no effect.",
+        },
+        Key {
+            name: "perFlow",
+            aliases: &[],
+            kind: Kind::Bool,
+            default: "true",
+            live: true,
+            doc: "Whether each flow that an enricher measures has series of its own while it is \
+                  open: flow_tcp_rtt and the like, see METRICS in glowd(8).",
+        },
+        Key {
+            name: "maxFlowSeries",
+            aliases: &[],
+            kind: Kind::Int { min: 0, max: 1_000_000 },
+            default: "10000",
+            live: true,
+            doc: "The most flows with series of their own; each has about 30. What is beyond is \
+                  counted in glowd_flows_without_series. A scrape of 10,000 flows is 55 MB.",
+        },
+        Key {
+            name: "units",
+            aliases: &[],
+            kind: Kind::Choice(&[
+                Choice { name: "flowd", aliases: &[] },
+                Choice { name: "flowd-go", aliases: &[] },
+            ]),
+            default: "\"flowd-go\"",
+            live: true,
+            doc:
+                "Whose names, units and labels the series of flows have: in flowd times are in ms \
+                  and rates in bit/s, and exp and act are names; in flowd-go they are in us and \
+                  octets per second, and exp and act are ids.",
+        },
+        Key {
+            name: "log",
+            aliases: &[],
+            kind: Kind::Retired,
+            default: "true",
+            live: false,
+            doc: "Has no effect: what is to be said is in the log.",
+        },
+    ],
+    check: no_rules,
+    build,
+};
+
+fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Prometheus::new(section, context)?))
+}
+
+/// The port to listen on.
+fn port(section: &Section) -> u16 {
+    match (section.int("port"), section.int("skopsPort")) {
+        (PORT | 0, port) if port != 0 => port,
+        (port, _) => port,
+    }
+}
+
+/// The backend, listening.
+struct Prometheus {
+    server: Server,
+    page: Page,
+    flows: Arc<Mutex<Flows>>,
+}
+
+impl Prometheus {
+    fn new(section: &Section, context: &Context) -> Result<Self> {
+        let ip: IpAddr = section.address("bindAddress");
+        let settings =
+            Settings { connections: CONNECTIONS, body: BODY, who: NAME, ..Settings::default() };
+        let server = Server::bind(SocketAddr::new(ip, port(section)), settings)?;
+        info!("{NAME}: listening on http://{}/metrics", server.address());
+        let metrics = context.metrics.clone();
+        metrics.add(|writer| {
+            let commit = option_env!("GLOWD_COMMIT").unwrap_or_default();
+            writer.number(&BUILD, &[env!("CARGO_PKG_VERSION"), commit], 1);
+        });
+        metrics.add(process::write);
+        let flows = Arc::new(Mutex::new(Flows::new(context.names.clone(), Rules::read(section))));
+        let page = Page { metrics, flows: flows.clone() };
+        Ok(Prometheus { server, page, flows })
+    }
+}
+
+impl Backend for Prometheus {
+    fn run(self: Box<Self>, events: Queue) -> Result<()> {
+        let Prometheus { server, mut page, flows } = *self;
+        let (stopper, stop) = stop_token()?;
+        let thread = thread::Builder::new()
+            .name("prometheus.http".chars().take(15).collect())
+            .spawn(move || serve(server, &mut page, &stop))
+            .map_err(|error| Error::os("cannot start the thread for HTTP", error))?;
+        let _serving = Serving { stopper: Some(stopper), thread: Some(thread) };
+        while let Some(batch) = events.recv() {
+            let mut flows = flows.lock().unwrap_or_else(PoisonError::into_inner);
+            let registry = flows.registry();
+            for event in batch.iter() {
+                match event {
+                    Event::Start(flow) => flows.open(flow),
+                    Event::End(flow, _) => flows.close(flow),
+                    // It is no flow.
+                    Event::Everything(_) => {}
+                    Event::Report => info!("{NAME}: {} scrapes", flows.scrapes),
+                    Event::Sample(flow) => flows.measure(flow, &registry),
+                    Event::Reload(section) => flows.obey(Rules::read(section)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves until `stop` says so.
+fn serve(server: Server, page: &mut Page, stop: &Stop) {
+    // A half-made page is thrown away with its connection.
+    let end = catch_unwind(AssertUnwindSafe(|| server.serve(page, stop)));
+    match end {
+        Ok(Ok(())) => {}
+        Ok(Err(cause)) => error!("{NAME}: metrics are no longer served: {cause}"),
+        Err(_) => error!("{NAME}: metrics are no longer served: a bug in glowd"),
+    }
+}
+
+/// The thread that serves. Dropping it ends it, and waits for that.
+struct Serving {
+    stopper: Option<Stopper>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stopper.take());
+        if let Some(thread) = self.thread.take() {
+            // It has no panic of its own, see serve().
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is served.
+struct Page {
+    metrics: Arc<Metrics>,
+    flows: Arc<Mutex<Flows>>,
+}
+
+impl Page {
+    fn write(&self, format: Format, out: &mut Vec<u8>) {
+        let mut writer = Writer::default();
+        self.metrics.write(&mut writer);
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.scrapes += 1;
+        flows.write(&mut writer);
+        writer.finish(format, out);
+        flows.write_series(format, out);
+        if format == Format::OpenMetrics {
+            out.extend_from_slice(b"# EOF\n");
+        }
+    }
+}
+
+impl Service for Page {
+    fn answer(&mut self, request: &Request<'_>, crowded: bool, out: &mut Vec<u8>) -> Answer {
+        let head = &request.head;
+        if head.path != "/metrics" {
+            return Answer::error(404, "there is only /metrics", out);
+        }
+        if !matches!(head.method, Method::Get | Method::Head) {
+            let answer = Answer::error(405, "/metrics knows only GET, HEAD", out);
+            return Answer { allow: "GET, HEAD", ..answer };
+        }
+        if crowded {
+            return Answer::error(503, "too many long answers are on their way already", out);
+        }
+        let format = if head.open_metrics { Format::OpenMetrics } else { Format::Text };
+        self.write(format, out);
+        Answer { status: 200, content_type: format.content_type(), allow: "" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Value;
+
+    #[test]
+    fn flowd_gos_ports_name_one() {
+        for (given, skops, expected) in
+            [(9817, 0, 9817), (8080, 8081, 8080), (9817, 8081, 8081), (0, 8081, 8081), (0, 0, 0)]
+        {
+            let values = vec![("port", Value::Int(given)), ("skopsPort", Value::Int(skops))];
+            assert_eq!(port(&Section::new(NAME, values)), expected, "{given} {skops}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The metrics of the real binary, unprivileged, on loopback.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use nix::sys::signal::Signal;
+use serde_json::{json, Value};
+
+use crate::common::{free_port, wait_for, Daemon, PATIENCE};
+
+/// A daemon with pipe and metrics, the latter with these keys, and their port.
+fn start(mut keys: Value) -> (Daemon, u16) {
+    if keys.get("port").is_none() && keys.get("netlinkPort").is_none() {
+        keys["port"] = json!(free_port());
+    }
+    let port = keys.get("port").or(keys.get("netlinkPort")).and_then(Value::as_u64);
+    let port = u16::try_from(port.expect("a port")).expect("a port");
+    let config = json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": keys}});
+    (Daemon::start(config), port)
+}
+
+/// Sends a request of these lines: head and body of the answer.
+fn ask(port: u16, lines: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("to reach the metrics");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    write!(stream, "{lines}\r\nConnection: close\r\n\r\n").expect("to send a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_owned(), body.to_owned())
+}
+
+pub(crate) fn scrape(port: u16) -> String {
+    let (head, body) = ask(port, "GET /metrics HTTP/1.1\r\nHost: localhost");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    body
+}
+
+/// Waits until a scrape has this line.
+fn wait_for_sample(port: u16, line: &str) {
+    wait_for(line, || scrape(port).lines().any(|found| found == line).then_some(()));
+}
+
+#[test]
+fn what_becomes_of_events_and_reloads_is_counted() {
+    let (mut daemon, port) = start(json!({}));
+    daemon.write("start tcp ::1 1 ::2 1094 2 15\nstart tcp ::1 1 ::2 1094 2 15\nnonsense\n");
+    daemon.write("start tcp ::1 2 ::2 1094 2 15\nstart tcp ::1 3 ::2 1094 400 63\n");
+    daemon.write("end tcp ::1 1 ::2 1094 2 15\nend tcp ::1 1 ::2 1094 2 15\n");
+    let event = |result, count| {
+        let line =
+            format!("glowd_events_total{{plugin=\"namedPipe\",result=\"{result}\"}} {count}");
+        wait_for_sample(port, &line);
+    };
+    event("unknown", 1);
+    for (result, count) in
+        [("started", 3), ("ended", 1), ("repeated", 1), ("malformed", 1), ("refused", 0)]
+    {
+        event(result, count);
+    }
+    wait_for_sample(port, "glowd_flows_open 2");
+    let known =
+        r#"experiment="atlas",experiment_id="2",activity="Production Input",activity_id="15""#;
+    wait_for_sample(port, &format!("glowd_tag_flows_open{{{known}}} 1"));
+    // Who is not registered has no names; a tag is gone with its last flow.
+    let unknown = r#"experiment="",experiment_id="400",activity="",activity_id="63""#;
+    wait_for_sample(port, &format!("glowd_tag_flows_open{{{unknown}}} 1"));
+    daemon.write("end tcp ::1 3 ::2 1094 400 63\n");
+    event("ended", 2);
+    wait_for("the tag to be gone", || (!scrape(port).contains("\"400\"")).then_some(()));
+
+    let before = scrape(port);
+    assert!(before.contains("glowd_config_last_reload_successful 1\n"), "{before}");
+    daemon.rewrite_text("{");
+    daemon.signal(Signal::SIGHUP);
+    wait_for_sample(port, "glowd_config_last_reload_successful 0");
+    wait_for_sample(port, "glowd_config_reloads_total{result=\"failure\"} 1");
+    let time = |text: &str| -> f64 {
+        let name = "glowd_config_last_reload_success_timestamp_seconds ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("a time").parse().expect("a number")
+    };
+    assert!((time(&before) - time(&scrape(port))).abs() < 1e-6, "the old one is in force");
+    daemon
+        .rewrite(json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": {"port": port}}}));
+    daemon.signal(Signal::SIGHUP);
+    wait_for_sample(port, "glowd_config_last_reload_successful 1");
+    assert!(time(&before) < time(&scrape(port)));
+    daemon.stop(&["ignored", "is not registered", "configuration not reloaded", "not JSON"]);
+}
+
+#[test]
+fn only_metrics_are_served_and_not_to_web_pages() {
+    let (daemon, port) = start(json!({}));
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /flows HTTP/1.1\r\nHost: localhost", 404),
+        ("POST /metrics HTTP/1.1\r\nHost: localhost", 405),
+        ("GET /metrics HTTP/1.1\r\nHost: evil.example.org", 403),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example.org", 403),
+        ("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000", 413),
+        ("GET /metrics", 400),
+    ] {
+        let (head, _) = ask(port, request);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
+    }
+    let (head, body) = ask(port, "HEAD /metrics HTTP/1.1\r\nHost: 127.0.0.1:9817");
+    assert!(head.starts_with("HTTP/1.1 200 ") && body.is_empty(), "{head}{body}");
+    daemon.stop(&[]);
+}
+
+#[test]
+fn silent_clients_keep_nobody_from_the_metrics() {
+    let (daemon, port) = start(json!({}));
+    let connect = |_| TcpStream::connect(("127.0.0.1", port)).expect("to connect");
+    let silent: Vec<_> = (0..200).map(connect).collect();
+    // Half a request each, and a pipeline whose answers nobody reads.
+    for mut stream in &silent {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: loc").unwrap_or_default();
+    }
+    let mut greedy = connect(0);
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2000);
+    greedy.set_nonblocking(true).expect("not to block");
+    let _ = greedy.write(request.as_bytes());
+    assert!(scrape(port).contains("glowd_flows_open 0\n"));
+    drop((silent, greedy));
+    daemon.stop(&["the longest idle connection is closed"]);
+}
+
+/// A configuration of flowd-go, whose two ports are one here.
+#[test]
+fn flowd_gos_keys_are_taken() {
+    let (port, other) = (free_port(), free_port());
+    let keys =
+        json!({"log": true, "bindAddress": "127.0.0.1", "netlinkPort": port, "skopsPort": other});
+    let (daemon, port) = start(keys);
+    assert!(scrape(port).contains("glowd_build_info{version="));
+    daemon.wait_for_line("backends.prometheus.log: has no effect any more");
+    daemon.stop(&[]);
+}
