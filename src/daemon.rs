@@ -105,8 +105,8 @@ fn live(
     // first, and then those that run are joined.
     let mut workers = Workers::new(stopper, life);
     let (mut dispatcher, inlet) = Dispatcher::new(context.max_flows, EntropyKey::of_this_boot());
-    dispatcher.set_meter(backends.iter_mut().find_map(|(_, backend)| backend.meter()));
     dispatcher.measure_by(metrics.clone(), plugins.iter().map(|(name, _)| *name).collect());
+    dispatcher.set_meter(backends.iter_mut().find_map(|(_, backend)| backend.meter()));
     dispatcher.name_by(context.names.clone());
     dispatcher.set_idle_timeout(config.idle_timeout());
     dispatcher.set_pulse(Pulse::new(notifier.clone()));

@@ -88,17 +88,17 @@ impl Dispatcher {
         self.names = Some(names);
     }
 
-    /// Has flows counted by `meter`.
-    pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
-        self.table.set_meter(meter);
-    }
-
     /// Has the dispatcher, which hears of `plugins`, and the queues that are attached from
     /// now on measured.
     pub fn measure_by(&mut self, metrics: Arc<Metrics>, plugins: Vec<&'static str>) {
         let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
         metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
         self.metrics = Some(metrics);
+    }
+
+    /// Has flows counted by `meter`.
+    pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        self.table.set_meter(meter);
     }
 
     /// Has the dispatcher tell the service manager how it is while it runs.

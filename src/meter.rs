@@ -25,6 +25,10 @@ impl Counted {
     }
 }
 
+/// Tells any thread how many packets left, and octets of their payload, that were counted
+/// in a slot since the start, whichever flows had it.
+pub type Reader = Box<dyn Fn(u32) -> (u64, u64) + Send + Sync>;
+
 /// Counts packets of flows, each of which has a slot of the meter's while it is open.
 pub trait Meter: Send {
     /// A slot for another flow; None: there is none left, and it is not counted.

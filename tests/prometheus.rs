@@ -1,12 +1,13 @@
 //! The metrics of the real binary, unprivileged, on loopback.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
 use crate::common::{free_port, wait_for, Daemon, PATIENCE};
+use crate::reload::{reload_with, RELOADED};
 
 /// A daemon with pipe and metrics, the latter with these keys, and their port.
 fn start(mut keys: Value) -> (Daemon, u16) {
@@ -138,4 +139,143 @@ fn flowd_gos_keys_are_taken() {
     assert!(scrape(port).contains("glowd_build_info{version="));
     daemon.wait_for_line("backends.prometheus.log: has no effect any more");
     daemon.stop(&[]);
+}
+
+/// Two connections on loopback, which an enricher measures as flows.
+struct Measured {
+    daemon: Daemon,
+    port: u16,
+    config: Value,
+    streams: Vec<(TcpStream, TcpStream)>,
+}
+
+impl Measured {
+    fn start(mut keys: Value) -> Self {
+        let port = free_port();
+        keys["port"] = json!(port);
+        let config = json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": keys},
+                            "enrichers": {"period": 100, "netlink": {}}});
+        let mut daemon = Daemon::start(config.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").expect("to listen");
+        let to = listener.local_addr().expect("its address");
+        let connect = || {
+            let mut stream = TcpStream::connect(to).expect("to connect");
+            stream.write_all(&[7; 10_000]).expect("to send");
+            (stream, listener.accept().expect("to accept").0)
+        };
+        let streams = vec![connect(), connect()];
+        for (stream, _) in &streams {
+            daemon.write(&Self::line("start", stream));
+        }
+        Measured { daemon, port, config, streams }
+    }
+
+    fn line(state: &str, stream: &TcpStream) -> String {
+        let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        format!("{state} tcp {} {} {} {} 2 15\n", from.ip(), from.port(), to.ip(), to.port())
+    }
+
+    /// The labels of a series of flows, as they are now.
+    fn series(&self, name: &str) -> Vec<String> {
+        let text = scrape(self.port);
+        let start = format!("{name}{{");
+        let samples = text.lines().filter_map(|line| line.strip_prefix(&start));
+        samples.map(|sample| sample.rsplit_once("} ").expect("a value").0.to_owned()).collect()
+    }
+
+    fn wait_for_series(&self, count: usize) -> Vec<String> {
+        wait_for("the series", || {
+            Some(self.series("flow_tcp_rtt")).filter(|series| series.len() == count)
+        })
+    }
+
+    /// Changes a key while it runs.
+    fn reload(&mut self, key: &str, value: Value) {
+        self.config["backends"]["prometheus"][key] = value;
+        let said = reload_with(&mut self.daemon, &self.config);
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed backends.prometheus.{key}")));
+    }
+
+    fn sample(&self, line: &str) {
+        wait_for_sample(self.port, line);
+    }
+}
+
+#[test]
+fn flows_between_the_same_hosts_have_series_of_their_own_while_they_are_open() {
+    let mut flows = Measured::start(json!({}));
+    let series = flows.wait_for_series(2);
+    for (stream, _) in &flows.streams {
+        let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        let labels = format!(
+            "src=\"127.0.0.1\",dst=\"127.0.0.1\",flow=\"{}:{}\",exp=\"2\",act=\"15\",\
+             experiment=\"atlas\",activity=\"Production Input\",flavour=\"Netlink\"",
+            from.port(),
+            to.port()
+        );
+        assert!(series.contains(&labels), "{labels}: {series:#?}");
+        flows.sample(&format!("flow_tcp_bytes_sent_total{{{labels}}} 10000"));
+    }
+    let end = Measured::line("end", &flows.streams[0].0);
+    flows.daemon.write(&end);
+    let left = flows.wait_for_series(1);
+    let port = flows.streams[1].0.local_addr().unwrap().port();
+    assert!(left[0].contains(&format!("flow=\"{port}:")), "{left:?}");
+    let end = Measured::line("end", &flows.streams[1].0);
+    flows.daemon.write(&end);
+    wait_for("no series", || (!scrape(flows.port).contains("flow_tcp_")).then_some(()));
+    flows.daemon.stop(&[]);
+}
+
+pub(crate) fn per_flow() {
+    let mut flows = Measured::start(json!({"perFlow": false}));
+    wait_for("samples", || {
+        let text = scrape(flows.port);
+        let none = "glowd_enricher_samples_total{enricher=\"netlink\"} 0\n";
+        (text.contains("glowd_enricher_samples_total") && !text.contains(none)).then_some(())
+    });
+    assert_eq!(flows.series("flow_tcp_rtt"), [""; 0]);
+    flows.reload("perFlow", json!(true));
+    flows.wait_for_series(2);
+    flows.reload("perFlow", json!(false));
+    flows.wait_for_series(0);
+    flows.daemon.stop(&[]);
+}
+
+pub(crate) fn max_flow_series() {
+    let mut flows = Measured::start(json!({"maxFlowSeries": 1}));
+    flows.sample("glowd_flows_without_series 1");
+    flows.wait_for_series(1);
+    flows.reload("maxFlowSeries", json!(2));
+    flows.wait_for_series(2);
+    flows.sample("glowd_flows_without_series 0");
+    flows.daemon.stop(&[]);
+}
+
+pub(crate) fn units() {
+    let mut flows = Measured::start(json!({"units": "flowd-go"}));
+    flows.wait_for_series(2);
+    assert_eq!(flows.series("flow_tcp_retrans").len(), 2);
+    assert_eq!(flows.series("flow_tcp_rcv_snd_wnd").len(), 2);
+    let algorithm = flows.series("flow_tcp_rcv_ca_info");
+    assert!(algorithm[0].contains(",alg=\""), "{algorithm:?}");
+    assert_eq!(flows.series("flow_tcp_send"), [""; 0]);
+    flows.reload("units", json!("flowd"));
+    let of_flowd = |labels: &String| {
+        labels.contains("exp=\"atlas\",act=\"Production Input\",experiment_id=\"2\",activity_id")
+    };
+    wait_for("names", || flows.wait_for_series(2).iter().all(of_flowd).then_some(()));
+    for name in ["retrans_total", "snd_wnd", "send", "skmem_rcv_buf"] {
+        assert_eq!(flows.series(&format!("flow_tcp_{name}")).len(), 2, "{name}");
+    }
+    let options = flows.series("flow_tcp_ca_info");
+    assert!(
+        options[0].contains("opts=\"ts sack ") && options[0].contains(" wscale:"),
+        "{options:?}"
+    );
+    let text = scrape(flows.port);
+    let rtt = text.lines().find_map(|line| line.strip_prefix("flow_tcp_rtt{")).expect("an RTT");
+    let decimals = rtt.rsplit_once(' ').expect("a value").1.rsplit_once('.').expect("in ms").1;
+    assert_eq!(decimals.len(), 3, "{rtt}");
+    flows.daemon.stop(&[]);
 }

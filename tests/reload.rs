@@ -20,7 +20,7 @@ use crate::common::{skip_unless_root, Namespace};
 
 const GLOWD: &str = env!("CARGO_BIN_EXE_glowd");
 
-const RELOADED: &str = "info: configuration reloaded: ";
+pub(crate) const RELOADED: &str = "info: configuration reloaded: ";
 
 /// A receiver of fireflies on loopback.
 struct Sink(UdpSocket);
@@ -107,7 +107,7 @@ fn reload(daemon: &mut Daemon) -> Vec<String> {
 }
 
 /// The same with another configuration in the place of its own.
-fn reload_with(daemon: &mut Daemon, config: &Value) -> Vec<String> {
+pub(crate) fn reload_with(daemon: &mut Daemon, config: &Value) -> Vec<String> {
     daemon.rewrite(config.clone());
     reload(daemon)
 }

@@ -45,6 +45,12 @@ families! {
     TAG_FLOWS_OPEN: Gauge "glowd_tag_flows_open"
         ["experiment", "experiment_id", "activity", "activity_id"]
         "Flows that are open, by experiment and activity.";
+    TAG_PACKETS: Counter "glowd_tag_packets_total"
+        ["experiment", "experiment_id", "activity", "activity_id"]
+        "Packets of flows that left by marked interfaces; those of glowd_unmarked_packets_total bear no mark.";
+    TAG_BYTES: Counter "glowd_tag_bytes_total"
+        ["experiment", "experiment_id", "activity", "activity_id"]
+        "Octets of payload in those packets, retransmissions included.";
     EVENTS: Counter "glowd_events_total" ["plugin", "result"]
         "Flow events, by the plugin that they came from and by what became of them.";
     QUEUE_EVENTS: Gauge "glowd_queue_events" ["backend"]

@@ -14,9 +14,11 @@ pub mod process;
 use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use families::Family;
+
+use crate::meter::Reader;
 
 /// A number that several threads read and add to.
 #[derive(Debug, Default)]
@@ -108,7 +110,10 @@ pub type Source = Box<dyn Fn(&mut Writer) + Send + Sync>;
 
 /// All sources of the daemon.
 #[derive(Default)]
-pub struct Metrics(Mutex<Vec<Source>>);
+pub struct Metrics {
+    sources: Mutex<Vec<Source>>,
+    packets: OnceLock<Reader>,
+}
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,13 +124,23 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// Adds a source, for good.
     pub fn add(&self, source: impl Fn(&mut Writer) + Send + Sync + 'static) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(source));
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(source));
+    }
+
+    /// Has packets of flows read by `reader`. The first one counts.
+    pub fn read_packets_by(&self, reader: Reader) {
+        let _ = self.packets.set(reader);
+    }
+
+    /// What tells the packets of flows, if they are counted.
+    pub fn packets(&self) -> Option<&Reader> {
+        self.packets.get()
     }
 
     /// Has all sources write, behind each other.
     pub fn write(&self, writer: &mut Writer) {
         // Only sources that are added wait for this, and that is while the daemon starts.
-        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         sources.iter().for_each(|source| source(writer));
     }
 }

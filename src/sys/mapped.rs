@@ -22,6 +22,8 @@ pub struct Mapped<V> {
 
 // SAFETY: the memory is only read, by volatile loads, and belongs to the kernel.
 unsafe impl<V> Send for Mapped<V> {}
+// SAFETY: as above; each look is for itself.
+unsafe impl<V> Sync for Mapped<V> {}
 
 impl<V: Plain> Mapped<V> {
     pub(super) fn new(name: &str, fd: &OwnedFd, shape: Shape) -> Result<Self> {

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
-    skip_unless_root, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE, HERE, PATIENCE,
-    THERE,
+    skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE, HERE,
+    PATIENCE, THERE,
 };
 
 /// Where glowd's metrics are.
@@ -51,7 +51,7 @@ impl Prometheus {
         let dir = tempfile::tempdir().expect("a folder");
         let config = dir.path().join("prometheus.yml");
         let text = format!(
-            "global:\n  scrape_interval: 100ms\n  scrape_timeout: 100ms\nscrape_configs:\n  - job_name: \
+            "global:\n  scrape_interval: 500ms\n  scrape_timeout: 500ms\nscrape_configs:\n  - job_name: \
              glowd\n    static_configs:\n      - targets: ['{METRICS}']\n"
         );
         fs::write(&config, text).expect("its configuration");
@@ -204,10 +204,10 @@ fn prometheus_has_data_for_every_query_of_the_dashboard_and_the_alerts() {
         for expression in dashboard_queries().iter().chain(&alert_queries()) {
             value_of(here, expression);
         }
-        assert!(value_of(here, "glowd_flows_open") >= 1.0);
+        wait_for("a flow", || (value_of(here, "glowd_flows_open") >= 1.0).then_some(()));
         let atlas = "glowd_tag_flows_open{experiment=\"atlas\", activity=\"Production Input\", \
                      experiment_id=\"2\", activity_id=\"15\"}";
-        assert!((value_of(here, atlas) - 1.0).abs() < 0.1);
+        wait_for("its tag", || ((value_of(here, atlas) - 1.0).abs() < 0.1).then_some(()));
         let sent =
             format!("rate(glowd_interface_transmit_bytes_total{{interface=\"{DEVICE}\"}}[5s])");
         wait_for("traffic", || (value_of(here, &sent) > 100_000.0).then_some(()));
@@ -246,12 +246,26 @@ fn promtool_finds_nothing_and_both_formats_say_the_same() {
         return;
     }
     let (pair, dir) = (Pair::new(), tempfile::tempdir().expect("a folder"));
-    let mut daemon = Daemon::start_in(&pair.here, config(Some(&hostile_registry(dir.path()))));
-    daemon.write(&line(true, "tcp", v6(HERE, 40_000), v6(THERE, 1094), ATLAS));
-    let here = &pair.here;
+    let registry = hostile_registry(dir.path());
+    let ends = ((&pair.here, v6(HERE, 40_000)), (&pair.there, v6(THERE, 1094)));
+    let mut connection = Connection::open(ends.0, ends.1, 0);
+    connection.send_bulk(1 << 20);
+    for units in ["flowd", "flowd-go"] {
+        let mut config = config(Some(&registry));
+        config["backends"]["prometheus"]["units"] = json!(units);
+        // Whatever is taken to be measured now and then has time for both scrapes.
+        config["enrichers"]["period"] = json!(1000);
+        let mut daemon = Daemon::start_in(&pair.here, config);
+        daemon.write(&line(true, "tcp", ends.0 .1, ends.1 .1, ATLAS));
+        both_formats_are_good(&pair.here);
+        daemon.stop(&["is not registered"]);
+    }
+}
+
+fn both_formats_are_good(here: &Namespace) {
     let text = wait_for("the flow", || {
         let (_, body) = get(here, METRICS, "/metrics", "text/plain")?;
-        body.contains("glowd_tag_flows_open{").then_some(body)
+        body.contains("flow_tcp_rtt{").then_some(body)
     });
     let hostile = r#"{experiment="a\"} 1 # \\",experiment_id="2",activity="\\n{}=,"#;
     assert!(text.contains(hostile), "{text}");
@@ -264,11 +278,10 @@ fn promtool_finds_nothing_and_both_formats_say_the_same() {
         samples.map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect()
     };
     assert_eq!(names(&text), names(&open));
-    daemon.stop(&["is not registered"]);
 }
 
 /// Runs `promtool check metrics` on a scrape.
-pub(super) fn promtool_is_content(text: &str) {
+fn promtool_is_content(text: &str) {
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped());
     let mut child =
@@ -339,4 +352,40 @@ fn promtool_accepts_the_alerts_and_each_fires_when_it_should() {
         let fires = format!("alertname: {name}\n        exp_alerts:");
         assert!(tests.contains(&fires), "{name} is not told to fire");
     }
+}
+
+#[test]
+fn packets_and_octets_of_a_tag_are_exact_and_stay_when_its_flows_end() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let mut daemon = Daemon::start_in(&pair.here, config(None));
+    let labels = "experiment=\"atlas\",experiment_id=\"2\",activity=\"Production Input\",\
+                  activity_id=\"15\"";
+    let wait = |line: String| {
+        wait_for(&line, || {
+            let (_, body) = get(&pair.here, METRICS, "/metrics", "text/plain")?;
+            body.lines().any(|found| found == line).then_some(())
+        });
+    };
+    let _sink = pair.there.enter(|| UdpSocket::bind("[::]:5001")).expect("a sink");
+    for round in 1..=3_u16 {
+        let ends = (v6(HERE, 40_000 + round), v6(THERE, 5001));
+        let socket = udp(&pair.here, ends.0, ends.1);
+        daemon.write(&line(true, "udp", ends.0, ends.1, ATLAS));
+        wait("glowd_bpf_map_entries{map=\"flows\"} 1".into());
+        for _ in 0..1000 {
+            socket.send(&[7; 100]).expect("to send");
+        }
+        let so_far = || {
+            wait(format!("glowd_tag_packets_total{{{labels}}} {}", 1000 * u32::from(round)));
+            wait(format!("glowd_tag_bytes_total{{{labels}}} {}", 100_000 * u32::from(round)));
+        };
+        so_far();
+        daemon.write(&line(false, "udp", ends.0, ends.1, ATLAS));
+        wait("glowd_bpf_map_entries{map=\"flows\"} 0".into());
+        so_far();
+    }
+    daemon.stop(NONSENSE);
 }

@@ -88,6 +88,9 @@ impl Marker {
         let (unmarked, entries, capacity) =
             (self.unmarked.clone(), self.entries.clone(), self.capacity);
         let names = self.names.clone();
+        if let Some(meter) = &self.meter {
+            metrics.read_packets_by(meter.reader());
+        }
         metrics.add(move |writer| {
             writer.number(&MAP_ENTRIES, &["flows"], entries.get());
             writer.number(&MAP_ENTRIES_LIMIT, &["flows"], capacity.into());

@@ -5,12 +5,13 @@
 //! was there when a slot was given away is subtracted.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use nix::time::{clock_getres, clock_gettime, ClockId};
 
 use crate::error::{Error, Result};
 use crate::flow::Timestamp;
-use crate::meter::{Counted, Meter};
+use crate::meter::{Counted, Meter, Reader};
 use crate::sys::abi::Count;
 use crate::sys::bpf::{possible_cpus, Mapped, Object};
 
@@ -26,10 +27,16 @@ pub(super) fn size(max_flows: u32) -> Result<(u32, u32)> {
     Ok((max_flows.min(number(slots)), number(cpus)))
 }
 
-pub(super) struct Slots {
+/// What the CPUs count; read on any thread.
+struct Counts {
     counts: Mapped<Count>,
     slots: u32,
     cpus: u32,
+}
+
+pub(super) struct Slots {
+    counts: Arc<Counts>,
+    slots: u32,
     received: bool,
     /// What was in a slot when it was given away last.
     before: Vec<Count>,
@@ -42,11 +49,27 @@ pub(super) struct Slots {
 impl Slots {
     /// The slots of the loaded programs; `received`: they count what arrives as well.
     pub(super) fn new(object: &Object, slots: u32, cpus: u32, received: bool) -> Result<Self> {
-        let counts = object.mapped("counts")?;
+        let counts = Arc::new(Counts { counts: object.mapped("counts")?, slots, cpus });
         let (before, free) = (Vec::new(), VecDeque::new());
-        Ok(Slots { counts, slots, cpus, received, before, free, ticks: Ticks::new()? })
+        Ok(Slots { counts, slots, received, before, free, ticks: Ticks::new()? })
     }
 
+    /// What tells any thread the packets that left and the octets of their payload, by slot,
+    /// since the start.
+    pub(super) fn reader(&self) -> Reader {
+        let counts = self.counts.clone();
+        Box::new(move |slot| {
+            let sum = counts.sum(slot);
+            (sum.packets, sum.octets)
+        })
+    }
+
+    fn sum(&self, slot: u32) -> Count {
+        self.counts.sum(slot)
+    }
+}
+
+impl Counts {
     fn sum(&self, slot: u32) -> Count {
         let mut sum = Count::default();
         for cpu in 0..self.cpus {

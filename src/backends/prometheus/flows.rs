@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::series::{self, Reading, Units};
 use crate::config::Section;
 use crate::flow::{Flow, FlowId, News, Tag};
-use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_FLOWS_OPEN};
-use crate::metrics::{label, Format, Writer};
+use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_BYTES, TAG_FLOWS_OPEN, TAG_PACKETS};
+use crate::metrics::{label, Format, Metrics, Writer};
 use crate::registry::{Names, Registry};
 
 /// What the section says of flows.
@@ -34,12 +34,49 @@ struct Measured {
     labels: Option<Box<str>>,
 }
 
+/// Packets and octets.
+#[derive(Clone, Copy, Default)]
+struct Traffic {
+    packets: u64,
+    octets: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, packets: u64, octets: u64) {
+        self.packets += packets;
+        self.octets += octets;
+    }
+}
+
+/// What is known of a tag.
+#[derive(Default)]
+struct Tagged {
+    /// How many flows with it are open.
+    open: u64,
+    /// What those have carried that are over.
+    ended: Traffic,
+    /// What was shown last: a counter must not go down.
+    shown: Traffic,
+    /// Whether a flow with it was counted.
+    counted: bool,
+}
+
+/// A flow whose packets are counted.
+struct Slot {
+    tag: Tag,
+    /// What was counted there before.
+    before: (u64, u64),
+}
+
 /// The open flows.
 pub(super) struct Flows {
     names: Arc<Names>,
     rules: Rules,
-    /// How many there are of each tag.
-    tags: HashMap<Tag, u64>,
+    metrics: Arc<Metrics>,
+    /// Tags that flows have had: 32,704 at the most.
+    tags: HashMap<Tag, Tagged>,
+    /// By the meter's number.
+    slots: HashMap<u32, Slot>,
     measured: HashMap<FlowId, Measured>,
     /// How many of those have series.
     shown: usize,
@@ -48,9 +85,9 @@ pub(super) struct Flows {
 }
 
 impl Flows {
-    pub(super) fn new(names: Arc<Names>, rules: Rules) -> Self {
-        let (tags, measured) = (HashMap::new(), HashMap::new());
-        Flows { names, rules, tags, measured, shown: 0, scrapes: 0 }
+    pub(super) fn new(names: Arc<Names>, metrics: Arc<Metrics>, rules: Rules) -> Self {
+        let (tags, slots, measured) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Flows { names, rules, metrics, tags, slots, measured, shown: 0, scrapes: 0 }
     }
 
     /// Works by other rules from now on. The series come back as flows are measured.
@@ -63,15 +100,20 @@ impl Flows {
     }
 
     pub(super) fn open(&mut self, flow: &Flow) {
-        *self.tags.entry(flow.tag).or_default() += 1;
+        let tagged = self.tags.entry(flow.tag).or_default();
+        tagged.open += 1;
+        if let (Some(counted), Some(read)) = (flow.counted, self.metrics.packets()) {
+            tagged.counted = true;
+            self.slots.insert(counted.slot, Slot { tag: flow.tag, before: read(counted.slot) });
+        }
     }
 
     pub(super) fn close(&mut self, flow: &Flow) {
-        // Gone with its last flow, so that their number is bounded by that of flows.
-        if let Some(count) = self.tags.get_mut(&flow.tag) {
-            *count -= 1;
-            if *count == 0 {
-                self.tags.remove(&flow.tag);
+        if let Some(tagged) = self.tags.get_mut(&flow.tag) {
+            tagged.open = tagged.open.saturating_sub(1);
+            if let Some(counted) = flow.counted {
+                self.slots.remove(&counted.slot);
+                tagged.ended.add(counted.packets, counted.octets);
             }
         }
         let measured = self.measured.remove(&flow.id);
@@ -96,15 +138,36 @@ impl Flows {
     }
 
     /// Writes what there is of all flows together.
-    pub(super) fn write(&self, writer: &mut Writer) {
+    pub(super) fn write(&mut self, writer: &mut Writer) {
         let registry = self.registry();
-        let mut tags: Vec<_> = self.tags.iter().collect();
+        let mut traffic: HashMap<Tag, Traffic> = HashMap::new();
+        if let Some(read) = self.metrics.packets() {
+            for (number, Slot { tag, before }) in &self.slots {
+                let (packets, octets) = read(*number);
+                let (packets, octets) =
+                    (packets.saturating_sub(before.0), octets.saturating_sub(before.1));
+                traffic.entry(*tag).or_default().add(packets, octets);
+            }
+        }
+        let mut tags: Vec<_> = self.tags.iter_mut().collect();
         tags.sort_unstable_by_key(|(tag, _)| (tag.experiment(), tag.activity()));
-        for (tag, count) in tags {
+        for (tag, tagged) in tags {
             let (experiment, activity) = names(*tag, &registry);
             let ids = ids(*tag);
             let labels = [experiment, &ids.0, activity, &ids.1];
-            writer.number(&TAG_FLOWS_OPEN, &labels, *count);
+            if tagged.open > 0 {
+                writer.number(&TAG_FLOWS_OPEN, &labels, tagged.open);
+            }
+            if !tagged.counted {
+                continue;
+            }
+            let mut now = traffic.get(tag).copied().unwrap_or_default();
+            now.add(tagged.ended.packets, tagged.ended.octets);
+            let shown = &mut tagged.shown;
+            shown.packets = shown.packets.max(now.packets);
+            shown.octets = shown.octets.max(now.octets);
+            writer.number(&TAG_PACKETS, &labels, shown.packets);
+            writer.number(&TAG_BYTES, &labels, shown.octets);
         }
         let without = self.measured.len() - self.shown;
         writer.number(&FLOWS_WITHOUT_SERIES, &[], without as u64);

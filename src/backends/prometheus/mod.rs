@@ -153,7 +153,11 @@ impl Prometheus {
             writer.number(&BUILD, &[env!("CARGO_PKG_VERSION"), commit], 1);
         });
         metrics.add(process::write);
-        let flows = Arc::new(Mutex::new(Flows::new(context.names.clone(), Rules::read(section))));
+        let flows = Arc::new(Mutex::new(Flows::new(
+            context.names.clone(),
+            metrics.clone(),
+            Rules::read(section),
+        )));
         let page = Page { metrics, flows: flows.clone() };
         Ok(Prometheus { server, page, flows })
     }
