@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!     plugins/*  --FlowEvent-->  dispatcher  --Event-->  backends/*
-//!     named_pipe                 flow_table              marker   -> eBPF map, egress packets
-//!     api                        (one thread)            firefly  -> UDP datagrams
-//!     firefly
-//!     (one thread each)                                  (one thread each)
+//!     named_pipe, api, firefly   flow_table              marker     -> eBPF map, egress packets
+//!     netlink, iperf3            (one thread)            firefly    -> UDP datagrams
+//!     perfsonar                       ^                  prometheus -> GET /metrics
+//!     (one thread each)               | samples          (one thread each)
+//!                                enrichers/*
 //!
 //!     main thread: daemon.rs waits for a signal or a dead worker; reload.rs on SIGHUP
 //! ```

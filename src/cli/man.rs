@@ -143,7 +143,7 @@ fn series() -> String {
         let head = match (go, flowd) {
             ("", name) => format!("flow_tcp_{name} No (flowd only)"),
             (name, other) if name == other => format!("flow_tcp_{name}"),
-            (name, other) => format!("flow_tcp_{name} No (flowd: Cm flow_tcp_{other} No )"),
+            (name, other) => format!("flow_tcp_{name} No (flowd: Cm flow_tcp_{other} )"),
         };
         let unit = match units {
             [go, flowd] if go == flowd => go.to_owned(),

@@ -178,37 +178,31 @@ fn full(block: &mut Block<'_>, tcp: TcpInfo<'_>) {
     });
 }
 
-/// Reads the part of a block that is at an index.
-type Read = fn(&FlowInfo, usize) -> Option<u32>;
-
 fn memory(block: &mut Block<'_>, info: &FlowInfo) {
     block.number("tos", info.tos());
-    let parts: [(_, _, Read); 2] = [
-        (
-            "skMemInfo",
-            &[
-                "rMemAlloc",
-                "rcvBuf",
-                "wMemAlloc",
-                "sndBuf",
-                "fwdAlloc",
-                "wMemQueued",
-                "optMem",
-                "backlog",
-                "drops",
-            ][..],
-            FlowInfo::socket_memory,
-        ),
-        ("memInfo", &["rMem", "wMem", "fMem", "tMem"], FlowInfo::memory),
+    const SOCKET: [&str; 9] = [
+        "rMemAlloc",
+        "rcvBuf",
+        "wMemAlloc",
+        "sndBuf",
+        "fwdAlloc",
+        "wMemQueued",
+        "optMem",
+        "backlog",
+        "drops",
     ];
-    for (name, keys, read) in parts {
-        if read(info, 0).is_some() {
-            block.object(name, |block| {
-                for (index, key) in keys.iter().enumerate() {
-                    block.number(key, read(info, index));
-                }
-            });
-        }
+    numbers(block, "skMemInfo", &SOCKET, |index| info.socket_memory(index));
+    numbers(block, "memInfo", &["rMem", "wMem", "fMem", "tMem"], |index| info.memory(index));
+}
+
+/// An object of numbers that are known by their index, if there are any.
+fn numbers(block: &mut Block<'_>, key: &str, names: &[&str], at: impl Fn(usize) -> Option<u32>) {
+    if at(0).is_some() {
+        block.object(key, |block| {
+            for (index, name) in names.iter().enumerate() {
+                block.number(name, at(index));
+            }
+        });
     }
 }
 

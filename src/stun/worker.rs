@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, log, warn, Level};
+use log::{error, info, log, Level};
 
 use super::inquiry::{Inquiries, Inquiry, Outcome, NOT_YET};
 use super::{private_addresses, Mapping, Pair, Settings, NAME};
@@ -292,6 +292,6 @@ impl Worker {
 fn hear_of_changes() -> Option<crate::net::changes::Changes> {
     use crate::net::changes::{Changes, ADDRESSES};
     Changes::open(ADDRESSES)
-        .map_err(|error| warn!("{NAME}: {error}; changes of addresses will be seen late"))
+        .map_err(|error| log::warn!("{NAME}: {error}; changes of addresses will be seen late"))
         .ok()
 }

@@ -122,7 +122,8 @@ fn flows_that_go_on_say_so_every_period() {
         times.push(lifecycle["current-time"].as_str().unwrap().to_owned());
         let netlink = &ongoing.document["netlink"];
         assert!(netlink["rtt"].as_f64().unwrap() > 0.0, "{netlink}");
-        assert_eq!(netlink["tcpInfo"]["bytesSent"], sent);
+        // With retransmissions, which usage is without.
+        assert!(netlink["tcpInfo"]["bytesSent"].as_u64() >= Some(sent), "{netlink}");
     }
     assert_eq!(sent, 1_000_000);
     times.dedup();
