@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Timestamp, Usage};
+use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp, Usage};
 use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Message, Source};
@@ -34,6 +34,9 @@ pub use crate::queue::{Batch, Event, Queue};
 
 /// How many batches may wait for the dispatcher before their senders do.
 const INBOX: usize = 64;
+
+/// The time between two looks for flows that are gone and whose end is awaited.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// The longest time between two looks for flows of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(60);
@@ -54,6 +57,8 @@ pub struct Dispatcher {
     idle_timeout: Option<Duration>,
     /// When to look for such flows again.
     next_look: Instant,
+    /// When to look again for flows that are gone and whose end is awaited.
+    next_count: Instant,
     /// The queues of those who measure flows: they get no samples.
     watchers: Vec<Outlet>,
     last_looks: Vec<LastLook>,
@@ -77,6 +82,7 @@ impl Dispatcher {
             pulse: None,
             idle_timeout: None,
             next_look: Instant::now(),
+            next_count: Instant::now(),
             watchers: Vec::new(),
             last_looks: Vec::new(),
         };
@@ -166,7 +172,7 @@ impl Dispatcher {
     /// manager, and ends flows of which nothing is heard. None: no more will come.
     fn next(&mut self) -> Option<Message> {
         loop {
-            let look = self.end_silent_flows();
+            let look = self.end_forgotten_flows();
             let tally = self.tally();
             let pulse = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally));
             let Some(patience) = look.into_iter().chain(pulse).min() else {
@@ -180,8 +186,27 @@ impl Dispatcher {
         }
     }
 
-    /// Ends the flows of which nothing was heard for too long, if it is time to look for
+    /// Ends the flows that are over although nobody says so, if it is time to look for
     /// them; returns when it is the next time.
+    fn end_forgotten_flows(&mut self) -> Option<Duration> {
+        self.end_silent_flows().into_iter().chain(self.end_gone_flows()).min()
+    }
+
+    /// Those that are gone from the system, and whose end was not heard.
+    fn end_gone_flows(&mut self) -> Option<Duration> {
+        if !self.table.awaits() {
+            return None;
+        }
+        let now = Instant::now();
+        if self.next_count <= now {
+            self.next_count = now + COUNT;
+            let over = self.table.given_up(Timestamp::now());
+            self.end(over);
+        }
+        Some(self.next_count.duration_since(now))
+    }
+
+    /// Those of which nothing was heard for too long.
     fn end_silent_flows(&mut self) -> Option<Duration> {
         let timeout = self.idle_timeout?;
         let now = Instant::now();
@@ -196,18 +221,22 @@ impl Dispatcher {
         if !silent.is_empty() {
             let count = silent.len();
             info!("{count} flows ended, since nothing was heard of them for {timeout:?}");
-            let end = |(id, tag)| FlowEvent {
-                state: FlowState::End,
-                id,
-                tag,
-                time: None,
-                application: None,
-                usage: None,
-            };
-            let source = ("glowd", Authority::Told);
-            self.apply(source, silent.into_iter().map(end).collect(), 0);
+            self.end(silent);
         }
         Some(pause)
+    }
+
+    fn end(&mut self, flows: Vec<(FlowId, Tag)>) {
+        let end = |(id, tag)| FlowEvent {
+            state: FlowState::End,
+            id,
+            tag,
+            time: None,
+            application: None,
+            usage: None,
+        };
+        let source = ("glowd", Authority::Told);
+        self.apply(source, flows.into_iter().map(end).collect(), 0);
     }
 
     fn tally(&self) -> Tally {
@@ -351,6 +380,10 @@ impl Dispatcher {
                 }
                 Change::Outranked => {
                     about(Some(told)).debug(format_args!("no effect: somebody told of the flow"));
+                    row.add(Outcome::Outranked, 1);
+                }
+                Change::Awaited => {
+                    about(Some(told)).debug(format_args!("gone; its end is awaited"));
                     row.add(Outcome::Outranked, 1);
                 }
                 Change::Repeated => {

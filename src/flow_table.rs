@@ -14,6 +14,13 @@ use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usag
 use crate::flow_info::FlowInfo;
 use crate::meter::Meter;
 
+/// In microseconds.
+const SECOND: u64 = 1_000_000;
+
+/// How long the end of a flow is awaited that is gone from the system: who tells of
+/// flows may have more to say of it than who finds them. In microseconds.
+pub const GRACE: u64 = 5 * SECOND;
+
 /// Counts the flows that are open or promised, so that whoever sends a start
 /// learns at once, without waiting for the dispatcher, whether there is room.
 #[derive(Debug)]
@@ -73,7 +80,7 @@ impl Admission {
 }
 
 /// How a plugin knows of a flow. Who was told knows better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Authority {
     /// It looked at the system and applied a rule.
     Found,
@@ -82,13 +89,6 @@ pub enum Authority {
     Heard,
     /// They said so, in order.
     Told,
-}
-
-impl Authority {
-    /// Whether what this one says has no effect on what `other` has said.
-    fn yields_to(self, other: Authority) -> bool {
-        self == Authority::Found && other != Authority::Found
-    }
 }
 
 /// What an event did to the table.
@@ -101,6 +101,9 @@ pub enum Change {
     Repeated,
     /// A plugin that was told of the flow has it: what another found has no effect.
     Outranked,
+    /// A flow that was heard of is gone from the system: unless its end is heard within
+    /// [`GRACE`], that was it.
+    Awaited,
     /// Of an open flow, that it goes on: the same.
     Goes,
     /// Late news of a flow that is over: nothing changed.
@@ -123,6 +126,8 @@ pub struct FlowTable {
     flows: HashMap<FlowId, Stored>,
     /// Those that are over since a short time.
     closed: Closed,
+    /// Open ones that were heard of and are gone from the system since that time.
+    gone: HashMap<FlowId, Timestamp>,
     key: EntropyKey,
     meter: Option<Box<dyn Meter>>,
 }
@@ -159,7 +164,6 @@ impl Stored {
     /// when the other end echoes what was said of it. Clocks of whole seconds may put
     /// the end of a flow before its start.
     fn is_news_of_an_earlier_life(&self, event: &FlowEvent) -> bool {
-        const SECOND: u64 = 1_000_000;
         let Some(time) = event.time else { return false };
         match event.state {
             FlowState::End if event.tag != self.tag => time <= self.start,
@@ -167,6 +171,11 @@ impl Stored {
             FlowState::Start => event.tag != self.tag && time < self.start,
             FlowState::Ongoing => false,
         }
+    }
+
+    /// Takes note of who else has told of it: the best counts.
+    fn learn(&mut self, authority: Authority) {
+        self.authority = self.authority.max(authority);
     }
 
     /// Takes note of an event at `now`.
@@ -196,7 +205,8 @@ impl Stored {
 impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
-        FlowTable { flows: HashMap::new(), closed: Closed::default(), key, meter: None }
+        let (flows, closed, gone) = (HashMap::new(), Closed::default(), HashMap::new());
+        FlowTable { flows, closed, gone, key, meter: None }
     }
 
     /// Has flows that are opened from now on counted by `meter`.
@@ -214,8 +224,17 @@ impl FlowTable {
     ) -> Change {
         let id = event.id;
         if let Some(stored) = self.flows.get(&id) {
-            if authority.yields_to(stored.authority) {
-                return Change::Outranked;
+            match (authority, stored.authority) {
+                (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
+                    self.gone.entry(id).or_insert(now);
+                    return Change::Awaited;
+                }
+                (Authority::Found, Authority::Heard | Authority::Told) => {
+                    // It is there again.
+                    self.gone.remove(&id);
+                    return Change::Outranked;
+                }
+                _ => {}
             }
             if authority == Authority::Heard && stored.is_news_of_an_earlier_life(&event) {
                 return Change::Stale;
@@ -243,18 +262,23 @@ impl FlowTable {
                         Change::Opened(place.insert(new).flow(id, &self.key, self.meter.as_deref()))
                     }
                     Entry::Occupied(mut slot) if event.state == FlowState::Ongoing => {
-                        slot.get_mut().authority = authority;
+                        slot.get_mut().learn(authority);
                         slot.get_mut().hear(usage, now);
                         Change::Goes
                     }
                     Entry::Occupied(mut slot) if slot.get().tag == tag => {
-                        // From now on only they who were told can end it.
-                        slot.get_mut().authority = authority;
+                        // From now on only they who were told can end it. But what comes back
+                        // of what glowd itself has said tells nothing.
+                        let echo = authority == Authority::Heard && slot.get().start == start;
+                        if !echo {
+                            slot.get_mut().learn(authority);
+                        }
                         slot.get_mut().hear(usage, now);
                         Change::Repeated
                     }
                     Entry::Occupied(mut slot) => {
                         new.slot = open(&mut self.meter, &id);
+                        new.learn(slot.get().authority);
                         let old = slot.insert(new);
                         let meter = self.meter.as_deref();
                         let new = slot.get().flow(id, &self.key, meter);
@@ -273,6 +297,7 @@ impl FlowTable {
                     return Change::Unknown;
                 };
                 self.give_memory_back();
+                self.gone.remove(&id);
                 if let Some(usage) = event.usage {
                     stored.hear(Some(*usage), now);
                 }
@@ -296,6 +321,25 @@ impl FlowTable {
         if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
             self.flows.shrink_to(self.flows.len() * 2);
         }
+    }
+
+    /// Whether the end of a flow is awaited that is gone from the system.
+    pub fn awaits(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// The flows whose end was awaited for so long that it will not come, with their tags.
+    pub fn given_up(&mut self, now: Timestamp) -> Vec<(FlowId, Tag)> {
+        let flows = &self.flows;
+        let mut over = Vec::new();
+        self.gone.retain(|id, since| {
+            let due = since.0.saturating_add(GRACE) <= now.0;
+            // One that began since then is another, of the same 5-tuple.
+            let stored = flows.get(id).filter(|stored| due && stored.start <= *since);
+            over.extend(stored.map(|stored| (*id, stored.tag)));
+            !due
+        });
+        over
     }
 
     /// The flows that were only heard of, and of which there is no news since `then`,

@@ -240,3 +240,48 @@ fn a_lower_limit_leaves_what_is_open_and_lets_nothing_in() {
     room.set_limit(4);
     assert!(room.reserve(1));
 }
+
+/// Two daemons that find connections and report to each other, or one that hears itself.
+#[test]
+fn what_was_found_ends_though_others_have_told_of_it() {
+    use FlowState::{End, Start};
+    let at = |state, time| FlowEvent { time: Some(Timestamp(time)), ..event(state, 7, 16) };
+    let mut table = table();
+    // The echo of its own start changes nothing.
+    table.apply(at(Start, 5), FINDER, Timestamp(5));
+    assert_eq!(table.apply(at(Start, 5), FIREFLY, Timestamp(6)), Change::Repeated);
+    let closed = table.apply(at(End, 9), FINDER, Timestamp(9));
+    assert!(matches!(closed, Change::Closed(_)), "{closed:?}");
+    // The other end says the same of it by its own clock. It may say more at the end.
+    table.apply(at(Start, 20), FINDER, Timestamp(20));
+    table.apply(at(Start, 21), FIREFLY, Timestamp(21));
+    assert_eq!(table.apply(at(End, 30), FINDER, Timestamp(30)), Change::Awaited);
+    assert!(table.awaits() && table.given_up(Timestamp(29 + GRACE)).is_empty());
+    assert_eq!(
+        table.given_up(Timestamp(30 + GRACE)),
+        [(event(End, 7, 16).id, event(End, 7, 16).tag)]
+    );
+    assert!(!table.awaits(), "once");
+    assert!(matches!(table.apply(at(End, 31), FIREFLY, Timestamp(31)), Change::Closed(_)));
+    // Its end came in time; and a connection that is there again is not over.
+    for (time, state, who) in [(40, End, FIREFLY), (60, Start, FINDER)] {
+        table.apply(at(Start, time), FIREFLY, Timestamp(time));
+        assert_eq!(table.apply(at(End, time + 5), FINDER, Timestamp(time + 5)), Change::Awaited);
+        table.apply(at(state, time + 6), who, Timestamp(time + 6));
+        assert_eq!(table.given_up(Timestamp(time + 9 + GRACE)), []);
+        table.apply(at(End, time + 9), API, Timestamp(time + 9));
+    }
+}
+
+/// Who was told in order says when a flow ends, whatever else is heard of it.
+#[test]
+fn news_of_a_flow_that_somebody_told_of_do_not_make_it_silent() {
+    let mut table = table();
+    table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(5));
+    for activity in [16, 15] {
+        table.apply(event(FlowState::Start, 7, activity), FIREFLY, Timestamp(6));
+        table.apply(event(FlowState::Ongoing, 7, activity), FIREFLY, Timestamp(6));
+        assert_eq!(table.silent_since(Timestamp(99)), []);
+    }
+    assert_eq!(table.apply(event(FlowState::End, 7, 16), FINDER, Timestamp(9)), Change::Outranked);
+}

@@ -137,7 +137,10 @@ impl Reloader {
             let why = "it is not a regular file";
             return Err(Error::config(format!("cannot read {path:?} again: {why}")));
         }
-        Config::load(path)
+        let config = Config::load(path)?;
+        // What parts find out when they are built, so that all is in force or nothing.
+        config.check_names()?;
+        Ok(config)
     }
 
     /// Has in force what can change live, and tells what cannot.

@@ -394,7 +394,10 @@ fn cgroup(path: &str) -> Result<String, String> {
 }
 
 /// The number of a user, given by name or number.
-fn uid(user: &str) -> Result<u32, String> {
+///
+/// # Errors
+/// There is no such user, or it cannot be looked up.
+pub fn uid(user: &str) -> Result<u32, String> {
     if user.bytes().all(|byte| byte.is_ascii_digit()) {
         // The largest one says "no user".
         let number = user.parse().ok().filter(|uid| *uid != u32::MAX);

@@ -6,6 +6,7 @@
 mod bulk;
 mod connections;
 mod counts;
+mod echo;
 mod firefly;
 mod harness;
 mod interfaces;

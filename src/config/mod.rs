@@ -194,11 +194,11 @@ impl Config {
         Names::open(self.top.text("registryPath"), self.top.text("workDir"), unknown)
     }
 
-    /// Whether the names of experiments and activities in rules, and beside them, are
-    /// registered. Parts say so when they are built; this is for those who only check.
+    /// Whether the experiments, activities and users that are given by name are known.
+    /// Parts say so when they are built; this is for those who only check.
     ///
     /// # Errors
-    /// The registry cannot be read, or some are not: a line each.
+    /// The registry cannot be read, or some are not known: a line each.
     pub fn check_names(&self) -> Result<()> {
         let names = self.names()?;
         let registry = names.get();
@@ -213,6 +213,20 @@ impl Config {
                 if given("experiment") && given("activity") {
                     if let Err((key, problem)) = crate::rules::tag(section, &registry) {
                         problems.push(format!("{}.{key}: {problem}", section.path()));
+                    }
+                }
+                if section.has("user") {
+                    if let Err(problem) = crate::rules::uid(section.text("user")) {
+                        problems.push(format!("{}.user: {problem}", section.path()));
+                    }
+                }
+                if section.has("experimentIDs") && section.has("activityIDs") {
+                    let pairs =
+                        section.list("experimentIDs").iter().zip(section.list("activityIDs"));
+                    for (experiment, activity) in pairs {
+                        if let Err(problem) = registry.tag(experiment, activity) {
+                            problems.push(format!("{}.experimentIDs: {problem}", section.path()));
+                        }
                     }
                 }
             }

@@ -177,7 +177,7 @@ fn marker_rules() {
     daemon.wait_for_line(failure);
     assert_eq!(label(), 0x1_003c);
     drop(capture);
-    daemon.stop(&[failure]);
+    daemon.stop(&[failure, "configuration not reloaded"]);
 }
 
 fn max_flows() {
