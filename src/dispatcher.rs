@@ -379,7 +379,7 @@ impl Dispatcher {
                     out.push(Event::Start(new));
                 }
                 Change::Outranked => {
-                    about(Some(told)).debug(format_args!("no effect: somebody told of the flow"));
+                    about(Some(told)).debug(format_args!("no effect: another plugin has the flow"));
                     row.add(Outcome::Outranked, 1);
                 }
                 Change::Awaited => {

@@ -99,7 +99,8 @@ pub enum Change {
     /// The flow was open, with this very tag: nothing changed but when it was last
     /// heard of and, if the event tells, what it has carried.
     Repeated,
-    /// A plugin that was told of the flow has it: what another found has no effect.
+    /// A plugin that was told of the flow has it, or found it first: what another found
+    /// has no effect.
     Outranked,
     /// A flow that was heard of is gone from the system: unless its end is heard within
     /// [`GRACE`], that was it.
@@ -232,6 +233,11 @@ impl FlowTable {
                 (Authority::Found, Authority::Heard | Authority::Told) => {
                     // It is there again.
                     self.gone.remove(&id);
+                    return Change::Outranked;
+                }
+                // The first that found it keeps it: else two of them would take it from each
+                // other, with an end and a start each time.
+                (Authority::Found, Authority::Found) if source != stored.source => {
                     return Change::Outranked;
                 }
                 _ => {}

@@ -285,3 +285,22 @@ fn news_of_a_flow_that_somebody_told_of_do_not_make_it_silent() {
     }
     assert_eq!(table.apply(event(FlowState::End, 7, 16), FINDER, Timestamp(9)), Change::Outranked);
 }
+
+#[test]
+fn of_two_who_find_a_flow_the_first_keeps_it() {
+    use FlowState::{End, Start};
+    const OTHER: (&str, Authority) = ("iperf3", Authority::Found);
+    let mut table = table();
+    for (first, second) in [(FINDER, OTHER), (OTHER, FINDER)] {
+        let opened = table.apply(event(Start, 7, 16), first, Timestamp(5));
+        assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
+        for state in [Start, End] {
+            assert_eq!(table.apply(event(state, 7, 15), second, Timestamp(6)), Change::Outranked);
+        }
+        // Its own rules may change.
+        let change = table.apply(event(Start, 7, 14), first, Timestamp(7));
+        assert!(matches!(change, Change::Retagged { .. }), "{change:?}");
+        let closed = table.apply(event(End, 7, 14), first, Timestamp(8));
+        assert!(matches!(closed, Change::Closed(_)), "{closed:?}");
+    }
+}
