@@ -31,6 +31,8 @@ pub struct FlowInfo {
     pub before: Option<Timestamp>,
     /// Of the socket, so that another one with the same ports is told from it.
     pub cookie: u64,
+    /// An eBPF program took it, and not sock_diag(7).
+    pub by_program: bool,
     attributes: Box<[u8]>,
 }
 
@@ -39,13 +41,18 @@ impl FlowInfo {
     pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
         let mut kept = Vec::with_capacity(attributes.0.len());
         for (kind, value) in attributes.filter(|(kind, _)| READ.contains(kind)) {
-            let Ok(length) = u16::try_from(4 + value.len()) else { continue };
-            kept.extend_from_slice(&length.to_ne_bytes());
-            kept.extend_from_slice(&kind.to_ne_bytes());
-            kept.extend_from_slice(value);
-            kept.resize(kept.len().next_multiple_of(4), 0);
+            keep(&mut kept, kind, value);
         }
-        FlowInfo { time, before: None, cookie, attributes: kept.into() }
+        FlowInfo { time, before: None, cookie, by_program: false, attributes: kept.into() }
+    }
+
+    /// A sample that an eBPF program took: a tcp_info, and the name of the congestion
+    /// control.
+    pub fn by_program(time: Timestamp, cookie: u64, info: &[u8], congestion: &[u8]) -> Self {
+        let mut kept = Vec::with_capacity(8 + info.len() + congestion.len());
+        keep(&mut kept, INFO, info);
+        keep(&mut kept, CONGESTION, congestion);
+        FlowInfo { time, before: None, cookie, by_program: true, attributes: kept.into() }
     }
 
     /// What TCP knows of the connection; None: it is not TCP, or over.
@@ -95,6 +102,15 @@ impl FlowInfo {
     fn find(&self, kind: u16) -> Option<&[u8]> {
         Attributes(&self.attributes).find(kind)
     }
+}
+
+/// Adds an attribute, as netlink(7) has them.
+fn keep(kept: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let Ok(length) = u16::try_from(4 + value.len()) else { return };
+    kept.extend_from_slice(&length.to_ne_bytes());
+    kept.extend_from_slice(&kind.to_ne_bytes());
+    kept.extend_from_slice(value);
+    kept.resize(kept.len().next_multiple_of(4), 0);
 }
 
 /// How the dispatcher looks at a flow a last time when that ends, on its own thread: at once,
