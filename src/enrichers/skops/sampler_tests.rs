@@ -16,7 +16,8 @@ use crate::shutdown::stop_token;
 
 fn section(strategy: &str, cgroup: &str) -> Section {
     let keys = super::super::SPEC.keys.iter();
-    let mut values: Vec<_> = keys.map(|key| (key.name, key.default_value().unwrap())).collect();
+    let values = keys.filter_map(|key| Some((key.name, key.default_value()?)));
+    let mut values: Vec<_> = values.collect();
     for (name, value) in &mut values {
         match *name {
             "strategy" => *value = Value::Text(strategy.into()),
@@ -129,7 +130,11 @@ fn usage_is_what_was_sent() {
         let (mut near, mut far, id) = connected(address, target);
         let back = back(id);
         measured(sampler, |inlet, queue| {
-            let both = |state| inlet.send_all(vec![event(state, id), event(state, back)]).unwrap();
+            // One batch each, since `wait_for` takes whole ones.
+            let both = |state| {
+                inlet.send_all(vec![event(state, id)]).unwrap();
+                inlet.send_all(vec![event(state, back)]).unwrap();
+            };
             both(FlowState::Start);
             send(&mut near, &mut far, 30_000);
             send(&mut far, &mut near, 700);
