@@ -4,9 +4,6 @@
 #[cfg_attr(not(target_os = "linux"), path = "absent.rs")]
 mod sampler;
 
-#[cfg(all(target_os = "linux", feature = "ebpf"))]
-pub(super) use sampler::last_look;
-
 use super::Spec;
 use crate::config::{Key, Kind};
 

@@ -82,8 +82,20 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
 
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
-        let look = last_look(self.protocol, self.extensions)?;
-        Ok(Some(Box::new(look)))
+        let (mut diag, protocol, extensions) = (Diag::open()?, self.protocol, self.extensions);
+        Ok(Some(Box::new(move |id| {
+            if id.protocol() != protocol {
+                return None;
+            }
+            let mut found = None;
+            let outcome = diag.look_up(id, NO_COOKIE, extensions, |socket| {
+                found = sample(socket, Timestamp::now());
+            });
+            if let Err(failure) = outcome {
+                warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");
+            }
+            found
+        })))
     }
 
     fn run(mut self: Box<Self>, watch: Queue, out: Inlet, stop: Stop) -> Result<()> {
@@ -108,27 +120,6 @@ impl Enricher for Sampler {
             }
         }
     }
-}
-
-/// Looks at the socket of a flow of that protocol, if there is one still.
-pub(in crate::enrichers) fn last_look(
-    protocol: Protocol,
-    extensions: u8,
-) -> Result<impl FnMut(&FlowId) -> Option<FlowInfo> + Send> {
-    let mut diag = Diag::open()?;
-    Ok(move |id: &FlowId| {
-        if id.protocol() != protocol {
-            return None;
-        }
-        let mut found = None;
-        let outcome = diag.look_up(id, NO_COOKIE, extensions, |socket| {
-            found = sample(socket, Timestamp::now());
-        });
-        if let Err(failure) = outcome {
-            warn_limited!("enrichers: cannot look at {id} at its end: {failure}");
-        }
-        found
-    })
 }
 
 impl Sampler {
