@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // the helpers are tests too
 
+mod collector;
 mod measured;
+mod usage;
 
 use std::net::UdpSocket;
 use std::sync::LazyLock;
@@ -15,8 +17,9 @@ use glowd::entropy::EntropyKey;
 use glowd::firefly::{Encoder, Stage, MAX_LEN};
 use glowd::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Timestamp};
 use glowd::part::Context;
-use regex::Regex;
 use serde_json::Value as Json;
+
+use collector::{collected, Stored};
 
 use FlowState::{End, Start};
 
@@ -26,48 +29,6 @@ pub(crate) static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let schema = serde_json::from_str(include_str!("data/firefly.schema.json")).unwrap();
     jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
 });
-
-/// What the published collector makes of a firefly: its header's pattern, retyped
-/// from the stock patterns that it is made of, then JSON from where that ends, then
-/// the filters that need the times (spec section 3.8).
-static HEADER: LazyLock<Regex> = LazyLock::new(|| {
-    let date = r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])";
-    let time = r"(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)";
-    let label = r"[0-9A-Za-z][0-9A-Za-z-]{0,62}";
-    let word = "[!-~]+";
-    Regex::new(&format!(
-        r"<\d+>\d+\s*(?:-|(?P<time>{date}T{time}))\s*(?:-|(?P<host>\b{label}(?:\.{label})*(?:\.?|\b)))\s*(?:(?P<app>{word})|-)\s*(?:-|(?P<proc>{word}))\s*(?:-|(?P<msgid>{word}))\s*(?:-|(?:\[.*?[^\\]\])+)\s*(?P<json>.*)"
-    ))
-    .unwrap()
-});
-
-/// What the collector would store.
-#[derive(Debug)]
-struct Stored {
-    time: String,
-    host: String,
-    document: Json,
-    /// Of an end, in seconds.
-    duration: Option<f64>,
-}
-
-/// None: the collector drops it.
-fn collected(datagram: &str) -> Option<Stored> {
-    let header = HEADER.captures(datagram)?;
-    let part = |name| header.name(name).map_or("-", |part| part.as_str()).to_string();
-    let document: Json = serde_json::from_str(&part("json")).ok()?;
-    if (&*part("app"), &*part("msgid")) != ("glowd", "firefly-json") {
-        return None; // it is stored, under wrong names
-    }
-    let lifecycle = &document["flow-lifecycle"];
-    lifecycle["state"].as_str()?;
-    let time = |key: &str| Some(Timestamp::parse(lifecycle[key].as_str()?)?.0);
-    let duration = time("start-time").zip(time("end-time")).map(|(start, end)| {
-        assert!(end >= start, "{datagram}");
-        (end - start) as f64 / 1e6
-    });
-    Some(Stored { time: part("time"), host: part("host"), document, duration })
-}
 
 /// The document of a datagram, which is proved to be as the schema says.
 fn valid(datagram: &str) -> Json {
@@ -321,8 +282,8 @@ fn defect_18_start_and_end_have_their_times() {
     assert!(before <= began && began <= ended && ended <= after);
     assert!(began <= time(&start, "current-time") && ended <= time(&end, "current-time"));
     assert_eq!(start.document["flow-lifecycle"].get("end-time"), None);
-    assert_eq!(start.duration, None);
-    assert!(end.duration.is_some());
+    assert_eq!(start.duration(), None);
+    assert!(end.duration().is_some());
     rig.stop();
 }
 

@@ -20,13 +20,14 @@ use nix::time::{clock_getres, ClockId};
 
 use crate::config::Section;
 use crate::dispatcher::{Event, Inlet, Queue};
-use crate::enrichers::{netlink, Enricher};
+use crate::enrichers::Enricher;
 use crate::error::{At, Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::{FlowInfo, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::connections;
+use crate::net::sock_diag::{Diag, State, NO_COOKIE};
 use crate::part::Context;
 use crate::shutdown::Stop;
 use crate::sys::abi::{FlowKey, TcpSample};
@@ -127,15 +128,18 @@ fn jiffy() -> Result<u32> {
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
         let changes = self.changes.clone();
-        let mut look = netlink::last_look(Protocol::Tcp, u8::MAX)?;
+        let mut diag = Diag::open()?;
         Ok(Some(Box::new(move |id| {
+            if id.protocol() != Protocol::Tcp {
+                return None;
+            }
             let change = {
                 let mut changes = lock(&changes);
                 changes.read();
                 changes.found.remove(id)
             };
             // The socket knows more, if there is one.
-            look(id).or(change.map(|(info, _)| info))
+            look(&mut diag, id).or(change.map(|(info, _)| info))
         })))
     }
 
@@ -283,6 +287,20 @@ impl Changes {
             }
         }
     }
+}
+
+/// What sock_diag(7) tells of a flow's socket, if there is a whole one.
+fn look(diag: &mut Diag, id: &FlowId) -> Option<FlowInfo> {
+    let mut found = None;
+    let outcome = diag.look_up(id, NO_COOKIE, u8::MAX, |socket| {
+        if ![State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
+            found = Some(FlowInfo::new(Timestamp::now(), socket.cookie, socket.attributes()));
+        }
+    });
+    if let Err(failure) = outcome {
+        warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");
+    }
+    found
 }
 
 /// A thread that has panicked has left the data as it was.
