@@ -192,4 +192,13 @@ struct connection_filter {
 };
 _Static_assert(sizeof(struct connection_filter) == 8 + 8 * PORT_RANGES, "connection_filter");
 
+/* A record of both ring buffers of skops.bpf.c. */
+struct tcp_sample {
+	struct flow_key key;	/* from here to the other end; IPv4 as IPv4-mapped IPv6 */
+	__u64 cookie;		/* of the socket: SO_COOKIE */
+	char congestion[16];	/* name of the congestion control; ends in a NUL */
+	__u8 info[232];		/* struct tcp_info as of 5.4 */
+};
+_Static_assert(sizeof(struct tcp_sample) == 296, "tcp_sample");
+
 #endif

@@ -14,9 +14,8 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "connection.h"
 #include "kernel.h"
-
-#define AF_INET 2
 
 /*
  * The inode of glowd's network namespace, whose connections are reported: a cgroup
@@ -43,14 +42,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct connection_filter);
 } filter SEC(".maps");
-
-static __always_inline void set_mapped(__u32 to[4], __u32 ip4)
-{
-	to[0] = 0;
-	to[1] = 0;
-	to[2] = bpf_htonl(0xffff);
-	to[3] = ip4;
-}
 
 static __always_inline int is_loopback(const __u32 ip[4])
 {
@@ -111,19 +102,7 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	remote_port = bpf_ntohl(ctx->remote_port);
 	if (!wanted || !remote_port || !is_wanted(wanted, local_port, remote_port))
 		return 0;
-	if (ctx->family == AF_INET) {
-		set_mapped(local, ctx->local_ip4);
-		set_mapped(remote, ctx->remote_ip4);
-	} else {
-		local[0] = ctx->local_ip6[0];
-		local[1] = ctx->local_ip6[1];
-		local[2] = ctx->local_ip6[2];
-		local[3] = ctx->local_ip6[3];
-		remote[0] = ctx->remote_ip6[0];
-		remote[1] = ctx->remote_ip6[1];
-		remote[2] = ctx->remote_ip6[2];
-		remote[3] = ctx->remote_ip6[3];
-	}
+	set_ends(ctx, local, remote);
 	if (wanted->no_loopback && (is_loopback(local) || is_loopback(remote)))
 		return 0;
 	if (!ctx->sk)

@@ -26,7 +26,9 @@ typedef struct {
 } possible_net_t;
 
 struct sock_common {
+	volatile unsigned char skc_state;
 	possible_net_t skc_net;
+	unsigned long skc_flags;
 };
 
 typedef struct {
@@ -54,6 +56,8 @@ struct sock {
 	struct sock_common __sk_common;
 	kuid_t sk_uid;
 	struct sock_cgroup_data sk_cgrp_data;
+	unsigned long sk_pacing_rate;
+	unsigned long sk_max_pacing_rate;
 };
 
 struct task_struct {

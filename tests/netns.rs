@@ -22,6 +22,7 @@ mod privilege;
 mod prometheus;
 mod rig;
 mod rules;
+mod skops;
 mod sockets;
 mod stun;
 mod watch;

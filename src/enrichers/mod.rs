@@ -4,6 +4,7 @@
 //! two lines below.
 
 mod netlink;
+mod skops;
 
 use crate::config::{Key, Kind};
 use crate::dispatcher::{Inlet, Queue};
@@ -43,4 +44,4 @@ pub const KEYS: &[Key] = &[Key {
 }];
 
 /// All enrichers, in the order of the documentation.
-pub const ALL: &[&Spec] = &[&netlink::SPEC];
+pub const ALL: &[&Spec] = &[&netlink::SPEC, &skops::SPEC];

@@ -163,7 +163,9 @@ impl Encoder {
             .expect("memory takes all bytes and no value is refused");
         let info = flow.info().filter(|_| stage != Stage::Start);
         if let Some((mode, info)) = self.enrichment.zip(info) {
-            enrich::add(mode, info, out, before, MAX_LEN);
+            // As flowd-go, whose block of that name is in no other firefly.
+            let is_ongoing = info.by_program && stage == Stage::Ongoing;
+            enrich::add(mode, info, is_ongoing.then_some("skOps"), out, before, MAX_LEN);
         }
     }
 }

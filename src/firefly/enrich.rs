@@ -84,17 +84,31 @@ impl Block<'_> {
 }
 
 /// Adds the block to the document that `out` ends with, which began at `start` and ends in a
-/// brace. The whole is not longer than `longest`.
-pub(super) fn add(mode: Mode, info: &FlowInfo, out: &mut Vec<u8>, start: usize, longest: usize) {
+/// brace. The whole is not longer than `longest`. With `second` all but the round-trip time is
+/// in a block of that name.
+pub(super) fn add(
+    mode: Mode,
+    info: &FlowInfo,
+    second: Option<&str>,
+    out: &mut Vec<u8>,
+    start: usize,
+    longest: usize,
+) {
     let Some(tcp) = info.tcp_info() else { return };
     if out.pop() != Some(b'}') {
         return;
     }
     let mut block = Block { out, limit: start + longest, open: 1, is_full: false };
-    block.object("netlink", |block| {
+    let rtt = |block: &mut Block<'_>| {
         if let Some(rtt) = tcp.rtt() {
             block.value("rtt", format_args!("{}.{:03}", rtt / 1000, rtt % 1000));
         }
+    };
+    if second.is_some() {
+        block.object("netlink", rtt);
+    }
+    block.object(second.unwrap_or("netlink"), |block| {
+        rtt(block);
         match mode {
             Mode::Lean => lean(block, tcp),
             Mode::Compatible => return compatible(block, tcp),

@@ -25,7 +25,7 @@ fn sample(fill: u8, rtt: u32) -> FlowInfo {
 
 fn added(mode: Mode, info: &FlowInfo, longest: usize) -> String {
     let mut out = b"head {\"version\":1}".to_vec();
-    add(mode, info, &mut out, 5, longest);
+    add(mode, info, None, &mut out, 5, longest);
     let text = String::from_utf8(out).unwrap();
     assert!(text.len() <= 5 + longest.max(13), "{text}");
     text[5..].to_owned()
@@ -101,4 +101,16 @@ fn what_does_not_fit_is_left_out_from_the_end() {
 fn nothing_is_added_of_a_socket_without_tcp_info() {
     let info = FlowInfo::new(Timestamp(0), 1, Attributes(&[]));
     assert_eq!(added(Mode::Full, &info, 10_000), "{\"version\":1}");
+}
+
+#[test]
+fn a_second_block_takes_all_but_the_round_trip_time() {
+    let info = sample(1, 1_234_056);
+    for mode in [Mode::Lean, Mode::Compatible, Mode::Full] {
+        let mut out = b"{}".to_vec();
+        add(mode, &info, Some("skOps"), &mut out, 0, 10_000);
+        let document: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(document["netlink"], serde_json::json!({ "rtt": 1234.056 }));
+        assert_eq!(document["skOps"], parsed(mode, &info));
+    }
 }

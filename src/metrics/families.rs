@@ -62,7 +62,7 @@ families! {
     ENRICHER_SAMPLES: Counter "glowd_enricher_samples_total" ["enricher"]
         "Samples of open flows that an enricher took.";
     ENRICHER_DROPPED: Counter "glowd_enricher_samples_dropped_total" ["enricher"]
-        "Samples that were given up since the dispatcher was behind.";
+        "Samples that were given up since the dispatcher, or who reads the kernel's, was behind.";
     INTERFACE_ATTACHED: Gauge "glowd_interface_attached" ["interface"]
         "Whether the marker is attached to an interface: 1, or 0 if it should be and is not.";
     INTERFACE_BYTES: Counter "glowd_interface_transmit_bytes_total" ["interface"]

@@ -369,6 +369,23 @@ pub struct ConnectionFilter {
 // SAFETY: integers without a gap, the ranges' size being a multiple of theirs.
 unsafe impl Plain for ConnectionFilter {}
 
+/// `struct tcp_sample`: a record of the ring buffers of bpf/skops.bpf.c.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpSample {
+    /// From here to the other end. IPv4 is IPv4-mapped IPv6.
+    pub key: FlowKey,
+    /// Of the socket.
+    pub cookie: u64,
+    /// Name of the congestion control; ends in a NUL.
+    pub congestion: [u8; 16],
+    /// `struct tcp_info` as of 5.4.
+    pub info: [[u8; 8]; 29],
+}
+// SAFETY: octets, and an integer at a multiple of its size, without a gap (the tests ask
+// the C compiler for the offsets).
+unsafe impl Plain for TcpSample {}
+
 #[cfg(test)]
 #[path = "abi_tests.rs"]
 mod tests;

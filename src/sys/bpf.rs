@@ -26,7 +26,7 @@ use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{possible_cpus, Map, PerCpuArray, Queue};
 pub use super::mapped::Mapped;
-pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST};
+pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST, SKOPS};
 pub use super::ringbuf::RingBuffer;
 use crate::error::{At, Error, Result};
 use crate::net::tc::Hook;
@@ -270,7 +270,7 @@ impl Object {
         RingBuffer::new(fd, shape).at(name)
     }
 
-    fn find_map(&self, name: &str) -> Result<(OwnedFd, Shape)> {
+    pub(super) fn find_map(&self, name: &str) -> Result<(OwnedFd, Shape)> {
         let found = self.maps.iter().find(|(known, ..)| known == name);
         let (_, fd, shape) = found.ok_or_else(|| no_such("map", name))?;
         let fd = fd.try_clone().map_err(|error| Error::os("cannot copy a map's descriptor", error));

@@ -29,6 +29,8 @@ pub static CONNECTIONS: Packed =
 pub static MARKER: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/marker.bpf.z")));
 /// bpf/processes.bpf.c, compiled.
 pub static PROCESSES: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/processes.bpf.z")));
+/// bpf/skops.bpf.c, compiled.
+pub static SKOPS: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/skops.bpf.z")));
 /// bpf/selftest.bpf.c, compiled.
 pub static SELFTEST: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/selftest.bpf.z")));
 

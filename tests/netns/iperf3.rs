@@ -13,14 +13,14 @@ use crate::common::{
     skip_unless_root, wait_for, Capture, Daemon, Namespace, Pair, DEVICE, HERE, THERE,
 };
 
-const PORT: u16 = 5201;
+pub(super) const PORT: u16 = 5201;
 const STREAMS: usize = 4;
 
 /// A server for one test, killed when dropped.
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
-    fn start(namespace: &Namespace) -> Self {
+    pub(super) fn start(namespace: &Namespace) -> Self {
         let mut command = Command::new("iperf3");
         command.args(["-s", "-1", "-p", &PORT.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::series::{self, Reading, Units};
 use crate::config::Section;
 use crate::flow::{Flow, FlowId, News, Tag};
+use crate::flow_info::FlowInfo;
 use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_BYTES, TAG_FLOWS_OPEN, TAG_PACKETS};
 use crate::metrics::{label, Format, Metrics, Writer};
 use crate::registry::{Names, Registry};
@@ -212,7 +213,12 @@ fn labels(flow: &Flow, units: Units, registry: &Registry) -> Box<str> {
         label(name, value, &mut out);
     }
     if units == Units::FlowdGo {
-        out.extend_from_slice(b",flavour=\"Netlink\"");
+        let flavour = match flow.info() {
+            Some(FlowInfo { by_program: true, .. }) => "Ebpf",
+            _ => "Netlink",
+        };
+        out.push(b',');
+        label("flavour", flavour, &mut out);
     }
     // It is made of text, and cut nowhere.
     String::from_utf8(out).unwrap_or_default().into()

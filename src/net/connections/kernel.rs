@@ -17,7 +17,7 @@ use crate::sys::abi::{
     ConnectionFilter, ConnectionReport, PortRanges, CONNECTION_CLOSED, CONNECTION_ESTABLISHED,
     CONNECTION_OPENED,
 };
-use crate::sys::bpf::{Link, Map, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS};
+use crate::sys::bpf::{Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS};
 use crate::sys::probe;
 
 /// The watch over the connections of a control group.
@@ -53,17 +53,7 @@ impl Connections {
         let lost = object.per_cpu_array("lost")?;
         set(&filter, wanted)?;
         let diag = Diag::open()?;
-        let attach = || {
-            object.program("connections").map(|program| {
-                File::open(cgroup).and_then(|folder| program.attach_cgroup(folder.as_fd()))
-            })
-        };
-        let link = attach()?.map_err(|error| {
-            let exclusive = error.raw_os_error() == Some(libc::EPERM);
-            let hint = if exclusive { "; another program may be there alone" } else { "" };
-            let what = format!("cannot attach a program to the control group {cgroup:?}");
-            Error::os(what, std::io::Error::other(format!("{error}{hint}")))
-        })?;
+        let link = attach(&object, "connections", cgroup)?;
         Ok(Connections { _link: link, reports, lost, filter, diag })
     }
 
@@ -123,8 +113,20 @@ fn set(filter: &Map<u32, ConnectionFilter>, wanted: &Wanted) -> Result<()> {
     filter.update(&0, &value).map_err(|error| Error::os("cannot set the filter", error))
 }
 
+/// Attaches the sock_ops program called `name` to that control group, beside others.
+pub(crate) fn attach(object: &Object, name: &str, cgroup: &Path) -> Result<Link> {
+    let program = object.program(name)?;
+    let link = File::open(cgroup).and_then(|folder| program.attach_cgroup(folder.as_fd()));
+    link.map_err(|error| {
+        let exclusive = error.raw_os_error() == Some(libc::EPERM);
+        let hint = if exclusive { "; another program may be there alone" } else { "" };
+        let what = format!("cannot attach a program to the control group {cgroup:?}");
+        Error::os(what, std::io::Error::other(format!("{error}{hint}")))
+    })
+}
+
 /// The inode of the network namespace of this thread.
-fn here() -> Result<u64> {
+pub(crate) fn here() -> Result<u64> {
     let file = "/proc/thread-self/ns/net";
     let inode = fs::metadata(file).map(|metadata| metadata.ino());
     inode.map_err(|error| Error::os(format!("cannot read {file}"), error))

@@ -28,6 +28,8 @@ use std::path::PathBuf;
 pub use absent::Connections;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub use kernel::Connections;
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub(crate) use kernel::{attach, here};
 
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
