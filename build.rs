@@ -1,5 +1,6 @@
 //! Compiles each bpf/<stem>.bpf.c and packs it into $OUT_DIR/<stem>.bpf.z, which the
-//! program embeds, and tells it which commit it was built from.
+//! program embeds, packs the texts that it embeds, and tells it which commit it was
+//! built from.
 //!
 //! Reads from the environment: CLANG and LLVM_STRIP (the tools to use), and
 //! GLOWD_COMMIT (for builds outside a git checkout).
@@ -12,12 +13,13 @@ use std::process::{exit, Command};
 
 fn main() {
     commit();
-    if let Err(message) = openapi() {
+    let linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|os| os == "linux");
+    let ebpf = env::var_os("CARGO_FEATURE_EBPF").is_some() && linux;
+    if let Err(message) = texts(ebpf) {
         println!("cargo::error={message}");
         exit(1);
     }
-    let linux = env::var_os("CARGO_CFG_TARGET_OS").is_some_and(|os| os == "linux");
-    if env::var_os("CARGO_FEATURE_EBPF").is_some() && linux {
+    if ebpf {
         if let Err(message) = bpf() {
             println!("cargo::error={}", message.replace('\n', "\ncargo::error="));
             exit(1);
@@ -50,15 +52,33 @@ fn commit() {
     }
 }
 
-/// Writes the description of the API to $OUT_DIR without its indentation, which is half
-/// of it. No string of JSON goes over a line's end.
-fn openapi() -> Result<(), String> {
-    const SOURCE: &str = "src/plugins/api/openapi.json";
-    println!("cargo::rerun-if-changed={SOURCE}");
-    let text = fs::read_to_string(SOURCE).map_err(|error| format!("{SOURCE}: {error}"))?;
+/// The texts that are packed: src/texts.rs.
+const TEXTS: &[&str] = &[
+    "src/plugins/api/openapi.json",
+    "data/registry.json",
+    "man/glowd.8.in",
+    "man/glowd.conf.5.in",
+];
+
+/// Writes each text to $OUT_DIR as <name>.z: packed, or as it is where there is nothing
+/// to unpack it with. JSON loses its indentation, which is half of it: no string of JSON
+/// goes over a line's end.
+fn texts(packed: bool) -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let dense: String = text.lines().map(str::trim).collect();
-    fs::write(out.join("openapi.json"), dense).map_err(|error| format!("openapi.json: {error}"))
+    for source in TEXTS {
+        println!("cargo::rerun-if-changed={source}");
+        let mut text = fs::read_to_string(source).map_err(|error| format!("{source}: {error}"))?;
+        if source.ends_with(".json") {
+            text = text.lines().map(str::trim).collect();
+        }
+        let name = Path::new(source).file_name().unwrap_or_default().to_string_lossy();
+        let plain = out.join(&*name);
+        fs::write(&plain, &text).map_err(|error| format!("{name}: {error}"))?;
+        let bytes = if packed { pack(&plain)? } else { text.into_bytes() };
+        fs::write(out.join(format!("{name}.z")), bytes)
+            .map_err(|error| format!("{name}.z: {error}"))?;
+    }
+    Ok(())
 }
 
 fn bpf() -> Result<(), String> {
@@ -114,7 +134,7 @@ fn compile(source: &Path, object: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// An object in the form that src/sys/packed.rs reads: its size, then zlib's form
+/// A file in the form that src/sys/packed.rs reads: its size, then zlib's form
 /// (RFC 1950) of what gzip (RFC 1952) makes of it.
 fn pack(object: &Path) -> Result<Vec<u8>, String> {
     let bytes = fs::read(object).map_err(|error| format!("{}: {error}", object.display()))?;

@@ -20,7 +20,7 @@ use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp, Usage};
 use crate::flow_info::{FlowInfo, LastLook};
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
-use crate::inlet::{starts, Admitted, Message, Source};
+use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
 use crate::meter::Meter;
 use crate::metrics::Metrics;
@@ -145,8 +145,12 @@ impl Dispatcher {
                     self.take(source, events, admitted);
                 }
                 // Whoever asked may have gone away since.
-                Message::List(answer) => drop(answer.send(self.table.flows())),
-                Message::Count(answer) => drop(answer.send(self.table.count())),
+                Message::List(answer) => {
+                    drop(answer.send(Answer { flows: self.table.flows(), count: 0 }));
+                }
+                Message::Count(answer) => {
+                    drop(answer.send(Answer { count: self.table.count(), ..Answer::default() }));
+                }
                 Message::Malformed((source, _), events) => {
                     self.outcomes.of(source).add(Outcome::Malformed, events);
                 }
@@ -156,11 +160,11 @@ impl Dispatcher {
                 Message::Reporter(reporter) => self.reporters.push(reporter),
                 Message::Ready(answer) => {
                     self.tell_ready(None);
-                    let _ = answer.send(());
+                    let _ = answer.send(Answer::default());
                 }
                 Message::Reload(reload, answer) => {
                     self.reload(reload);
-                    let _ = answer.send(());
+                    let _ = answer.send(Answer::default());
                 }
                 #[cfg(test)]
                 Message::Wedge(released) => while released.recv().is_ok() {},
@@ -294,7 +298,7 @@ impl Dispatcher {
                 };
                 self.outcomes.of(source.0).add(Outcome::Refused, rejected as u64);
                 // The sender waits for this, unless it has died.
-                let _ = refused.send(rejected);
+                let _ = refused.send(Answer { count: rejected, ..Answer::default() });
             }
         }
     }

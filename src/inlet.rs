@@ -26,15 +26,15 @@ pub(crate) enum Message {
         events: Vec<FlowEvent>,
         admitted: Admitted,
     },
-    List(Sender<Vec<Flow>>),
-    Count(Sender<usize>),
+    List(Sender<Answer>),
+    Count(Sender<Answer>),
     Malformed(Source, u64),
     Everything(Option<Tag>),
     Samples(Vec<(FlowId, FlowInfo)>),
     Report,
     Reporter(Reporter),
-    Ready(Sender<()>),
-    Reload(Reload, Sender<()>),
+    Ready(Sender<Answer>),
+    Reload(Reload, Sender<Answer>),
     /// Blocks the dispatcher until the other end hangs up.
     #[cfg(test)]
     Wedge(mpsc::Receiver<()>),
@@ -53,6 +53,16 @@ pub struct Reload {
     pub remark: Option<String>,
 }
 
+/// What the dispatcher answers. One type for all questions, since a channel is some KB of
+/// code for each type that it carries.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    /// To [`Message::List`].
+    pub(crate) flows: Vec<Flow>,
+    /// To [`Message::Count`]; of refused events to [`Admitted::Undecided`].
+    pub(crate) count: usize,
+}
+
 /// Who holds the tickets for the starts of a batch.
 pub(crate) enum Admitted {
     /// The sender reserved one for each.
@@ -60,7 +70,7 @@ pub(crate) enum Admitted {
     /// There were not enough; the dispatcher knows which flows are open and so
     /// decides exactly: all or nothing, or each for itself. It answers with the
     /// number of refused events.
-    Undecided { all_or_nothing: bool, refused: Sender<usize> },
+    Undecided { all_or_nothing: bool, refused: Sender<Answer> },
 }
 
 /// Why events were not accepted.
@@ -129,14 +139,13 @@ impl Inlet {
             let message = Message::Events { source, events, admitted: Admitted::Yes };
             return self.messages.send(message).map_err(|_| Refused::Stopping);
         }
-        let (refused, answer) = mpsc::channel();
-        let admitted = Admitted::Undecided { all_or_nothing, refused };
-        let message = Message::Events { source, events, admitted };
-        self.messages.send(message).map_err(|_| Refused::Stopping)?;
-        match answer.recv() {
-            Ok(0) => Ok(()),
-            Ok(events) => Err(Refused::Full { events, limit: self.admission.limit() }),
-            Err(_) => Err(Refused::Stopping),
+        let answer = self.ask(|refused| {
+            let admitted = Admitted::Undecided { all_or_nothing, refused };
+            Message::Events { source, events, admitted }
+        })?;
+        match answer.count {
+            0 => Ok(()),
+            events => Err(Refused::Full { events, limit: self.admission.limit() }),
         }
     }
 
@@ -145,7 +154,7 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn flows(&self) -> Result<Vec<Flow>, Refused> {
-        self.ask(Message::List)
+        self.ask(Message::List).map(|answer| answer.flows)
     }
 
     /// How many flows are open, as [`Inlet::flows`] would list them. Cheap, and
@@ -154,7 +163,7 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn count(&self) -> Result<usize, Refused> {
-        self.ask(Message::Count)
+        self.ask(Message::Count).map(|answer| answer.count)
     }
 
     /// Counts so many events that could not be understood.
@@ -181,7 +190,7 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn ready(&self) -> Result<(), Refused> {
-        self.ask(Message::Ready)
+        self.ask(Message::Ready).map(drop)
     }
 
     /// Has `reload` hold for all that is sent from now on, and the service manager
@@ -190,10 +199,10 @@ impl Inlet {
     /// # Errors
     /// The daemon is stopping.
     pub fn reload(&self, reload: Reload) -> Result<(), Refused> {
-        self.ask(|answer| Message::Reload(reload, answer))
+        self.ask(|answer| Message::Reload(reload, answer)).map(drop)
     }
 
-    fn ask<T>(&self, question: impl FnOnce(Sender<T>) -> Message) -> Result<T, Refused> {
+    fn ask(&self, question: impl FnOnce(Sender<Answer>) -> Message) -> Result<Answer, Refused> {
         let (sender, answer) = mpsc::channel();
         self.messages.send(question(sender)).map_err(|_| Refused::Stopping)?;
         answer.recv().map_err(|_| Refused::Stopping)

@@ -53,6 +53,7 @@ pub mod metrics;
 pub mod part;
 #[cfg(target_os = "linux")]
 pub mod privileges;
+pub mod texts;
 
 pub mod net;
 pub mod sys;

@@ -46,6 +46,7 @@ fn judge(datagram: &[u8]) {
         source: "fuzz",
         application: event.application,
         news: Some(Arc::new(News { heard: start, usage: report.usage, info: None })),
+        counted: None,
     };
     let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
     let mut written = Vec::new();

@@ -7,6 +7,7 @@ use crate::backends::series::{self, Units};
 use crate::config::{Key, Kind, TOP};
 use crate::metrics::families::{self, Family};
 use crate::part::Spec;
+use crate::texts::{self, Text};
 use crate::{backends, enrichers, plugins};
 
 /// A manual page.
@@ -15,17 +16,13 @@ pub struct Page {
     pub name: &'static str,
     /// Its file in the folder man.
     pub file: &'static str,
-    template: &'static str,
+    template: &'static Text,
 }
 
 /// All pages.
 pub static PAGES: &[Page] = &[
-    Page { name: "glowd", file: "glowd.8", template: include_str!("../../man/glowd.8.in") },
-    Page {
-        name: "glowd.conf",
-        file: "glowd.conf.5",
-        template: include_str!("../../man/glowd.conf.5.in"),
-    },
+    Page { name: "glowd", file: "glowd.8", template: &texts::GLOWD_8 },
+    Page { name: "glowd.conf", file: "glowd.conf.5", template: &texts::GLOWD_CONF_5 },
 ];
 
 /// What stands for a slot of a template.
@@ -48,7 +45,7 @@ impl Page {
     /// The page, in mdoc(7).
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for line in self.template.lines() {
+        for line in self.template.read().lines() {
             match SLOTS.iter().find(|(slot, _)| *slot == line) {
                 Some((_, fill)) => text.push_str(&fill()),
                 // Comments are for those who edit the template.
@@ -197,7 +194,7 @@ mod tests {
         let all: String = PAGES.iter().map(Page::text).collect();
         assert!(!all.contains("!!"), "a slot is left");
         for (slot, _) in SLOTS {
-            let used = |page: &&Page| page.template.lines().any(|line| line == *slot);
+            let used = |page: &&Page| page.template.read().lines().any(|line| line == *slot);
             assert_eq!(PAGES.iter().filter(used).count(), 1, "{slot}");
         }
         for command in COMMANDS {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::flow::Tag;
+use crate::texts;
 
 pub use names::{Names, Unknown};
 
@@ -70,8 +71,7 @@ impl Registry {
     /// The snapshot in the binary.
     pub fn snapshot() -> Self {
         // A test parses it.
-        let text = include_str!("../../data/registry.json");
-        Registry::parse(text).unwrap_or_else(|_| Registry::new(Vec::new()))
+        Registry::parse(&texts::REGISTRY.read()).unwrap_or_else(|_| Registry::new(Vec::new()))
     }
 
     /// Reads the file at `path`.

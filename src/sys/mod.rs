@@ -19,7 +19,7 @@ mod map;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 mod mapped;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
-mod packed;
+pub(crate) mod packed;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]
 pub mod probe;
 #[cfg(all(target_os = "linux", feature = "ebpf"))]

@@ -1,6 +1,6 @@
-//! The objects of bpf/ as build.rs packs them into the program: with zlib, which is
-//! linked for libelf anyway. They are three quarters smaller by that, and unpacked only
-//! to be loaded, by the thread that does so.
+//! The objects of bpf/ as build.rs packs them into the program, and its texts: with
+//! zlib, which is linked for libelf anyway. They are three quarters smaller by that, and
+//! unpacked only to be loaded or read, by the thread that does so.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_ulong};
@@ -34,10 +34,10 @@ pub static SKOPS: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/skop
 /// bpf/selftest.bpf.c, compiled.
 pub static SELFTEST: Packed = Packed(include_bytes!(concat!(env!("OUT_DIR"), "/selftest.bpf.z")));
 
-/// An ELF file that is packed: its size, 4 octets with the lowest first, and what zlib
+/// A file that is packed: its size, 4 octets with the lowest first, and what zlib
 /// made of it (RFC 1950).
 #[derive(Debug)]
-pub struct Packed(&'static [u8]);
+pub struct Packed(pub(crate) &'static [u8]);
 
 impl Packed {
     /// Unpacks it.
@@ -45,7 +45,7 @@ impl Packed {
     /// # Errors
     /// The program is damaged.
     pub fn unpack(&self) -> Result<Unpacked> {
-        let damaged = || Error::internal("an eBPF object in this program is damaged");
+        let damaged = || Error::internal("what is packed in this program is damaged");
         let (size, stream) = self.0.split_first_chunk().ok_or_else(damaged)?;
         let size = u32::from_le_bytes(*size);
         let mut unpacked =

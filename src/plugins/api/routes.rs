@@ -12,9 +12,7 @@ use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Usage};
 use crate::meter::Counted;
 use crate::net::http::{Answer, Method, Request, Service};
 use crate::registry::{Names, Registry};
-
-/// The description of the API in OpenAPI 3.1.
-const OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));
+use crate::texts::OPENAPI;
 
 /// What a route works with.
 pub(super) struct Call<'a> {
@@ -264,7 +262,7 @@ fn health(call: &Call<'_>, out: &mut Vec<u8>) -> u16 {
 }
 
 fn openapi(_: &Call<'_>, out: &mut Vec<u8>) -> u16 {
-    out.extend_from_slice(OPENAPI.as_bytes());
+    out.extend_from_slice(OPENAPI.read().as_bytes());
     200
 }
 
@@ -276,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_description_has_exactly_the_routes() {
-        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&OPENAPI.read()).unwrap();
         assert_eq!(document["openapi"], "3.1.0");
         let mut described = BTreeSet::new();
         let other = document["components"]["responses"]["Other"]["description"].as_str();
@@ -299,9 +297,9 @@ mod tests {
 
     #[test]
     fn the_description_refers_only_to_what_it_has() {
-        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&OPENAPI.read()).unwrap();
         let mut references = 0;
-        for part in OPENAPI.split("\"$ref\": \"#").skip(1) {
+        for part in OPENAPI.read().split("\"$ref\": \"#").skip(1) {
             let pointer = part.split('"').next().unwrap();
             assert!(document.pointer(pointer).is_some(), "{pointer}");
             references += 1;
