@@ -60,6 +60,9 @@ impl FlowInfo {
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
         self.before = Some(before.time);
+        if self.attributes.len() >= before.attributes.len() {
+            return;
+        }
         let lacking = |(kind, _): &(u16, &[u8])| self.find(*kind).is_none();
         let mut rest = Attributes(&before.attributes).filter(lacking).peekable();
         if rest.peek().is_some() {

@@ -358,11 +358,13 @@ impl Firefly {
 
     /// Sends until the queue hangs up.
     fn work(&mut self, events: &Queue) {
+        events.want_samples(self.plan.ongoing_period > 0);
         while let Some(first) = events.recv() {
             let mut next = Some(first);
             while let Some(batch) = next {
                 self.hear_of_addresses();
                 self.take(&batch, events.depth());
+                events.want_samples(self.plan.ongoing_period > 0);
                 next = events.try_recv();
             }
             self.flush();
