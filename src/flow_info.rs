@@ -37,10 +37,11 @@ pub struct FlowInfo {
 impl FlowInfo {
     /// A sample of the socket with that cookie, as sock_diag(7) tells of it.
     pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
-        let mut kept = Vec::with_capacity(attributes.0.len());
-        for (kind, value) in attributes.filter(|(kind, _)| READ.contains(kind)) {
-            append(&mut kept, kind, value);
-        }
+        let read = attributes.filter(|(kind, _)| READ.contains(kind));
+        // Exactly, or it is moved once more to give back the rest.
+        let size = read.clone().map(|(_, value)| 4 + value.len().next_multiple_of(4)).sum();
+        let mut kept = Vec::with_capacity(size);
+        read.for_each(|(kind, value)| append(&mut kept, kind, value));
         FlowInfo { time, before: None, cookie, attributes: kept.into() }
     }
 
