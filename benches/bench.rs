@@ -7,6 +7,7 @@
 
 mod control;
 mod data_path;
+mod enrich;
 mod process;
 mod scan;
 mod scrape;
@@ -20,7 +21,8 @@ fn main() {
     row("what", "measured".into(), "to reach");
     let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     for (name, rows) in
-        [data_path::SECTIONS, control::SECTIONS, scan::SECTIONS, scrape::SECTIONS].concat()
+        [data_path::SECTIONS, control::SECTIONS, scan::SECTIONS, enrich::SECTIONS, scrape::SECTIONS]
+            .concat()
     {
         if named.is_empty() || named.iter().any(|wanted| wanted == name) {
             rows();

@@ -347,7 +347,7 @@ impl Dispatcher {
             if state == FlowState::End && self.table.contains(&id) {
                 for look in &mut self.last_looks {
                     if let Some(info) = look(&id) {
-                        self.table.measure(&id, info);
+                        self.table.measure(&id, info, false);
                     }
                 }
             }
@@ -427,7 +427,8 @@ impl Dispatcher {
     /// Keeps samples, and hands them to the backends.
     fn measure(&mut self, samples: Vec<(FlowId, FlowInfo)>) {
         let table = &mut self.table;
-        let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info));
+        let wanted = self.outlets.iter().any(Outlet::wants_samples);
+        let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info, wanted));
         let batch = Arc::new(flows.map(Event::Sample).collect::<Vec<_>>());
         if !batch.is_empty() {
             self.outlets.iter_mut().for_each(|outlet| outlet.send_samples(batch.clone()));

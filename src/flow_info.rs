@@ -39,10 +39,11 @@ pub struct FlowInfo {
 impl FlowInfo {
     /// A sample of the socket with that cookie, as sock_diag(7) tells of it.
     pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
-        let mut kept = Vec::with_capacity(attributes.0.len());
-        for (kind, value) in attributes.filter(|(kind, _)| READ.contains(kind)) {
-            append(&mut kept, kind, value);
-        }
+        let read = attributes.filter(|(kind, _)| READ.contains(kind));
+        // Exactly, or it is moved once more to give back the rest.
+        let size = read.clone().map(|(_, value)| 4 + value.len().next_multiple_of(4)).sum();
+        let mut kept = Vec::with_capacity(size);
+        read.for_each(|(kind, value)| append(&mut kept, kind, value));
         FlowInfo { time, before: None, cookie, by_program: false, attributes: kept.into() }
     }
 
@@ -71,6 +72,9 @@ impl FlowInfo {
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
         self.before = Some(before.time);
+        if self.attributes.len() >= before.attributes.len() {
+            return;
+        }
         let lacking = |(kind, _): &(u16, &[u8])| self.find(*kind).is_none();
         let mut rest = Attributes(&before.attributes).filter(lacking).peekable();
         if rest.peek().is_some() {

@@ -196,11 +196,18 @@ impl Stored {
         if let Some(before) = before {
             info.complete(before);
         }
-        self.news = Some(Arc::new(News {
-            heard: news.map_or(self.start, |news| news.heard),
-            usage: news.and_then(|news| news.usage),
-            info: Some(Arc::new(info)),
-        }));
+        let info = Some(Arc::new(info));
+        // Nobody else has it where no backend wants samples.
+        if let Some(news) = self.news.as_mut().and_then(Arc::get_mut) {
+            news.info = info;
+        } else {
+            let news = self.news.as_deref();
+            self.news = Some(Arc::new(News {
+                heard: news.map_or(self.start, |news| news.heard),
+                usage: news.and_then(|news| news.usage),
+                info,
+            }));
+        }
         true
     }
 }
@@ -317,11 +324,12 @@ impl FlowTable {
         }
     }
 
-    /// Keeps a sample of a flow. Returns the flow, if it is open and the sample of the
-    /// socket that it has had.
-    pub fn measure(&mut self, id: &FlowId, info: FlowInfo) -> Option<Flow> {
+    /// Keeps a sample of a flow. Returns the flow, if that is wanted, it is open and the
+    /// sample of the socket that it has had.
+    pub fn measure(&mut self, id: &FlowId, info: FlowInfo, wanted: bool) -> Option<Flow> {
         let stored = self.flows.get_mut(id)?;
-        stored.measure(info).then(|| stored.flow(*id, &self.key, self.meter.as_deref()))
+        let flow = |stored: &mut Stored| stored.flow(*id, &self.key, self.meter.as_deref());
+        (stored.measure(info) && wanted).then(|| flow(stored))
     }
 
     /// A table that was once large does not stay so for good.

@@ -2,7 +2,7 @@
 //! has one and the backend's thread the other. It is not bounded here, since a start
 //! or an end is never dropped on the way; its depth is known to both.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::Arc;
 
@@ -43,6 +43,7 @@ pub type Batch = Arc<Vec<Event>>;
 pub struct Queue {
     batches: Receiver<Batch>,
     depth: Arc<AtomicUsize>,
+    wants_samples: Arc<AtomicBool>,
 }
 
 impl Queue {
@@ -54,6 +55,11 @@ impl Queue {
     /// The next batch, if there is one.
     pub fn try_recv(&self) -> Option<Batch> {
         self.batches.try_recv().ok().map(|batch| self.taken(batch))
+    }
+
+    /// Says whether samples are of any use here, as they are taken to be: they are many.
+    pub fn want_samples(&self, wanted: bool) {
+        self.wants_samples.store(wanted, Ordering::Relaxed);
     }
 
     fn taken(&self, batch: Batch) -> Batch {
@@ -74,6 +80,7 @@ pub(crate) struct Outlet {
     pub(crate) name: String,
     batches: Sender<Batch>,
     depth: Arc<AtomicUsize>,
+    wants_samples: Arc<AtomicBool>,
     deep: bool,
     /// Batches of samples that were left out.
     left_out: Arc<Count>,
@@ -90,8 +97,16 @@ impl Outlet {
         });
     }
 
-    /// Adds a batch of samples, unless the queue is long.
+    /// Whether samples are of any use there.
+    pub(crate) fn wants_samples(&self) -> bool {
+        self.wants_samples.load(Ordering::Relaxed)
+    }
+
+    /// Adds a batch of samples where they are wanted, unless the queue is long.
     pub(crate) fn send_samples(&mut self, batch: Batch) {
+        if !self.wants_samples() {
+            return;
+        }
         if self.depth.load(Ordering::Relaxed) < DEEP {
             return self.send(batch);
         }
@@ -118,12 +133,14 @@ impl Outlet {
 pub(crate) fn queue(name: String) -> (Outlet, Queue) {
     let (sender, batches) = mpsc::channel();
     let depth = Arc::new(AtomicUsize::new(0));
+    let wants_samples = Arc::new(AtomicBool::new(true));
     let outlet = Outlet {
         name,
         batches: sender,
         depth: depth.clone(),
+        wants_samples: wants_samples.clone(),
         deep: false,
         left_out: Arc::default(),
     };
-    (outlet, Queue { batches, depth })
+    (outlet, Queue { batches, depth, wants_samples })
 }

@@ -289,6 +289,7 @@ fn compatible(block: &mut Block<'_>, tcp: TcpInfo<'_>) {
     block.number("last_data_sent", tcp.last_data_sent());
     block.number("last_data_recv", tcp.last_data_recv());
     block.number("last_ack_recv", tcp.last_ack_recv());
+    block.number("delivery_rate_app_limited", tcp.is_app_limited().map(u8::from));
     // The kernel has given these up and says 0.
     block.number("last_ack_sent", Some(0_u8));
     block.number("fackets", Some(0_u8));

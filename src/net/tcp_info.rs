@@ -138,6 +138,12 @@ fields! {
 }
 
 impl TcpInfo<'_> {
+    /// Whether the delivery rate was limited by what the program had to send.
+    pub fn is_app_limited(self) -> Option<bool> {
+        let bit = if cfg!(target_endian = "little") { 1 } else { 128 };
+        self.0.get(7).map(|flags| flags & bit != 0)
+    }
+
     /// Shifts of the windows, to the other side and from it.
     pub fn window_scales(self) -> Option<(u8, u8)> {
         let both = *self.0.get(6)?;

@@ -196,6 +196,27 @@ fn a_download_has_its_supplier_as_source() {
     rig.daemon.stop(&[]);
 }
 
+/// What a day carries does not fit 32 bits.
+#[test]
+fn usage_goes_on_past_2_to_the_32() {
+    const SENT: usize = (1 << 32) + 70_001;
+    let mut rig = Rig::new(json!({ "enrich": true }));
+    rig.tell("start");
+    rig.next();
+    rig.send(SENT);
+    wait_for("a sample", || {
+        let flows = rig.daemon.get("/flows").1;
+        (flows["flows"][0]["usage"]["sent"] == SENT).then_some(())
+    });
+    rig.tell("end");
+    let end = rig.next();
+    assert_eq!(end.document["usage"], json!({ "received": 0, "sent": SENT }));
+    assert!(end.document["netlink"]["tcpInfo"]["bytesSent"].as_u64() >= Some(SENT as u64));
+    assert_eq!(end.event["total_bytes"], json!(SENT as f64));
+    rig.daemon.wait_for_line(&format!("over, {SENT} octets sent, 0 received"));
+    rig.daemon.stop(&[]);
+}
+
 #[test]
 fn flows_that_go_on_say_so_every_period() {
     let mut rig = Rig::new(json!({ "ongoingPeriod": 300, "enrich": true }));

@@ -7,7 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use serde_json::{json, Value as Json};
 
 use super::valid;
-use crate::common::{free_port, receive, skip_unless_root, wait_for, Daemon};
+use crate::common::{free_port, receive, wait_for, Daemon};
 
 /// A daemon that measures once in `period` ms, and where its fireflies go.
 fn daemon(period: u64, firefly: Json) -> (Daemon, UdpSocket) {
@@ -86,9 +86,6 @@ const WAYS: [fn(TcpStream, TcpStream); 4] = [
 /// No sample is taken in an hour: what is known comes from the socket's end.
 #[test]
 fn usage_is_exact_where_the_socket_goes_before_the_flow_and_between_two_samples() {
-    if skip_unless_root() {
-        return;
-    }
     let (mut daemon, sink) = daemon(3_600_000, json!({}));
     for address in ["[::1]:0", "127.0.0.1:0"] {
         let listener = TcpListener::bind(address).unwrap();
@@ -114,9 +111,6 @@ fn usage_is_exact_where_the_socket_goes_before_the_flow_and_between_two_samples(
 /// Also what samples told before is still there: the kernel says less of a socket that goes.
 #[test]
 fn a_socket_that_goes_leaves_what_was_known_of_it() {
-    if skip_unless_root() {
-        return;
-    }
     let firefly = json!({ "enrich": true, "enrichmentMode": "lean" });
     let (mut daemon, sink) = daemon(1000, firefly);
     let listener = TcpListener::bind("[::1]:0").unwrap();

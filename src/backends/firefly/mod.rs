@@ -7,6 +7,7 @@
 //! daemon neither stalls nor stops because somebody cannot be reached, and what
 //! waits for destinations holds up nothing for collectors.
 
+mod keys;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ use log::{debug, error, info};
 use nix::errno::Errno;
 
 use super::{Backend, Spec};
-use crate::config::{Choice, Key, Kind, Section};
+use crate::config::Section;
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::firefly::{Encoder, Mode, Stage};
@@ -42,118 +43,7 @@ pub(super) static SPEC: Spec = Spec {
     name: "firefly",
     aliases: &[],
     summary: "sends a firefly, a UDP datagram that describes the flow, when a flow starts and ends",
-    keys: &[
-        Key {
-            name: "sendToDestination",
-            aliases: &[],
-            kind: Kind::Bool,
-            default: "true",
-            live: true,
-            doc: "Whether fireflies go to the destination address of the flow, so that the \
-                  networks on the path see them. The destination needs no listener. Multicast, \
-                  broadcast and unspecified addresses get none.",
-        },
-        Key {
-            name: "collectors",
-            aliases: &[],
-            kind: Kind::List,
-            default: "[]",
-            live: true,
-            doc: "Who else gets all fireflies: host, host:port, [IPv6 address] or \
-                  [IPv6 address]:port; the default port is 10514. Names are looked up at the \
-                  start, every 5 minutes and after errors; while a name has no address its \
-                  fireflies are lost and counted.",
-        },
-        Key {
-            name: "destinationPort",
-            aliases: &["fireflyDestinationPort"],
-            kind: Kind::Int { min: 1, max: 65535 },
-            default: "10514",
-            live: true,
-            doc: "UDP port of the fireflies to the destination of the flow. It does not change \
-                  the port of the collectors.",
-        },
-        Key {
-            name: "prependSyslog",
-            aliases: &[],
-            kind: Kind::Bool,
-            default: "true",
-            live: true,
-            doc: "Whether an RFC 5424 syslog header precedes the JSON document. The published \
-                  collector drops fireflies without it.",
-        },
-        Key {
-            name: "sendToCollector",
-            aliases: &[],
-            kind: Kind::Bool,
-            default: "false",
-            live: true,
-            doc: "Whether collectorAddress and collectorPort name a collector, as in flowd-go: \
-                  the same as one more entry of collectors.",
-        },
-        Key {
-            name: "collectorAddress",
-            aliases: &[],
-            kind: Kind::Text,
-            default: r#""127.0.0.1""#,
-            live: true,
-            doc: "Name or address of that collector, without brackets. Has no effect unless \
-                  sendToCollector is true.",
-        },
-        Key {
-            name: "collectorPort",
-            aliases: &[],
-            kind: Kind::Int { min: 1, max: 65535 },
-            default: "10514",
-            live: true,
-            doc: "UDP port of that collector. Has no effect unless sendToCollector is true.",
-        },
-        Key {
-            name: "enrich",
-            aliases: &[],
-            kind: Kind::Bool,
-            default: "false",
-            live: true,
-            doc: "Whether fireflies of flows that go on or end say what TCP knows of the \
-                  connection. That takes an enricher.",
-        },
-        Key {
-            name: "enrichmentMode",
-            aliases: &[],
-            kind: Kind::Choice(&[
-                Choice { name: "lean", aliases: &[] },
-                Choice { name: "compatible", aliases: &[] },
-                Choice { name: "full", aliases: &[""] },
-            ]),
-            default: "\"lean\"",
-            live: true,
-            doc: "How it is said, in the object netlink: as flowd-go does, a little (lean) or all \
-                  (full), in us and octets per second, or as flowd does (compatible), in whole ms. \
-                  Its rtt is in ms in each of them, since collectors read that. A firefly is \
-                  never longer than 1232 octets: what is last in netlink, and does not fit, is \
-                  left out.",
-        },
-        Key {
-            name: "ongoingPeriod",
-            aliases: &[],
-            kind: Kind::Int { min: 0, max: 86_400_000 },
-            default: "0",
-            live: true,
-            doc: "How often a flow that goes on gets a firefly that says so, with what it has \
-                  carried so far, in ms since its start. That takes an enricher, and is not more \
-                  often than that measures. With 0 there are none.",
-        },
-        Key {
-            name: "stun",
-            aliases: &[],
-            kind: Kind::Section(stun::KEYS),
-            default: "null",
-            live: true,
-            doc: "Has the public addresses of this host in fireflies in the place of its private \
-                  ones, where the host is behind NAT; see PUBLIC ADDRESSES. Off unless it is \
-                  there; {} means all of its defaults.",
-        },
-    ],
+    keys: keys::KEYS,
     check: |section| match (section.section("stun").map(stun::problems), collectors(section)) {
         (Some(problems), _) if !problems.is_empty() => {
             problems.into_iter().map(|problem| format!("stun.{problem}")).collect()
@@ -358,11 +248,13 @@ impl Firefly {
 
     /// Sends until the queue hangs up.
     fn work(&mut self, events: &Queue) {
+        events.want_samples(self.plan.ongoing_period > 0);
         while let Some(first) = events.recv() {
             let mut next = Some(first);
             while let Some(batch) = next {
                 self.hear_of_addresses();
                 self.take(&batch, events.depth());
+                events.want_samples(self.plan.ongoing_period > 0);
                 next = events.try_recv();
             }
             self.flush();

@@ -234,6 +234,7 @@ impl Backend for Marker {
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {
         // Beside this thread, so that an event never waits for an interface.
         let _following = self.follower.take().map(Follower::start).transpose()?;
+        events.want_samples(false);
         while let Some(batch) = events.recv() {
             self.apply(&batch);
         }

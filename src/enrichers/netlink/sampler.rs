@@ -40,6 +40,9 @@ const BATCH: usize = 256;
 /// More ports than that are not said to the kernel, which would test each of them for
 /// each socket.
 const PORTS: usize = 16;
+/// The bits of `ext` that stand for what is read of a sample: the others would make each
+/// list dearer.
+const READ: u8 = 1 | 2 | 8 | 16 | 64;
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Sockets that go are heard of no more often, however many there are.
@@ -74,7 +77,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         writer.number(&ENRICHER_DROPPED, &["netlink"], counted.lost.get());
     });
     let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-    let extensions = section.int("ext");
+    let extensions = section.int::<u8>("ext") & READ;
     Ok(Box::new(Sampler {
         counters,
         diag: Diag::open()?,

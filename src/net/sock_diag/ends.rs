@@ -1,5 +1,5 @@
 //! Hears of the TCP sockets of this host that go, with what TCP knew of them (sock_diag(7),
-//! groups SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY; CAP_NET_ADMIN). Used by the
+//! groups SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY; 4.3). Used by the
 //! thread that owns the [`Ends`], which holds the netlink socket.
 //!
 //! The kernel tells of a socket when nothing holds it any more, some microseconds late: a
@@ -40,7 +40,7 @@ impl Ends {
     pub fn open() -> Result<Self> {
         let fd = subscribe(SockProtocol::NetlinkSockDiag, GROUPS)
             .map_err(|errno| Error::os("cannot hear of sockets that go", errno))?;
-        // Without the capability it is less.
+        // Without CAP_NET_ADMIN it is less.
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &WAITING);
         Ok(Ends { fd, buffer: vec![0; BUFFER] })
     }

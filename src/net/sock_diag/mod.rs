@@ -15,6 +15,8 @@ mod ends;
 mod filter;
 mod message;
 #[cfg(test)]
+mod ss_tests;
+#[cfg(test)]
 mod tests;
 
 use nix::errno::Errno;

@@ -2,15 +2,14 @@
 //! their ports, since others come and go beside them.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::Command;
 
 use super::*;
 use crate::net::netlink::u32_at;
 
 /// A connection from the first to the second, through what listened.
-fn connected(address: &str) -> (TcpStream, TcpStream, TcpListener) {
+pub(super) fn connected(address: &str) -> (TcpStream, TcpStream, TcpListener) {
     let listener = TcpListener::bind(address).unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let far = listener.accept().unwrap().0;
@@ -284,112 +283,4 @@ fn every_length_of_tcp_info_is_read() {
     }
     assert_eq!(TcpInfo(&[]).state(), None);
     assert_eq!(TcpInfo(&bytes).window_scales(), Some((6, 0)));
-}
-
-/// What `ss` says of the connection, as `name:value` or the word behind the name.
-fn ss_says(text: &str, name: &str) -> Option<String> {
-    let mut words = text.split_whitespace();
-    while let Some(word) = words.next() {
-        if word == name {
-            return words.next().map(str::to_owned);
-        }
-        if let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix(':')) {
-            return Some(value.to_owned());
-        }
-    }
-    None
-}
-
-/// Nothing moves on the connection meanwhile, so both tell of the same moment.
-#[test]
-fn tcp_info_is_what_ss_shows() {
-    for address in ["127.0.0.1:0", "[::1]:0"] {
-        let (mut near, mut far, _listener) = connected(address);
-        for round in 1..=20 {
-            near.write_all(&vec![1; 10_000 * round]).unwrap();
-            far.read_exact(&mut vec![0; 10_000 * round]).unwrap();
-            far.write_all(&[2; 100]).unwrap();
-            near.read_exact(&mut [0; 100]).unwrap();
-        }
-        let (local, remote) = (near.local_addr().unwrap(), near.peer_addr().unwrap());
-        let flow = FlowId::new(Protocol::Tcp, local, remote).unwrap();
-        let mut diag = Diag::open().unwrap();
-        let mut both = || {
-            let mut info = Vec::new();
-            let wanted = extension::INFO | extension::CONGESTION;
-            diag.look_up(&flow, NO_COOKIE, wanted, |socket| {
-                info = socket.tcp_info().unwrap().0.to_vec();
-            })
-            .unwrap();
-            let filter = format!("sport = :{} and dport = :{}", local.port(), remote.port());
-            let out = Command::new("ss").args(["-tinH", &filter]).output();
-            let Ok(out) = out else {
-                return None;
-            };
-            Some((info, String::from_utf8(out.stdout).unwrap()))
-        };
-        // The last acknowledgement may still be delayed.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        let (bytes, text) = loop {
-            let Some((before, text)) = both() else {
-                println!("SKIP: there is no ss");
-                return;
-            };
-            let Some((after, _)) = both() else { unreachable!() };
-            let quiet = |bytes: &[u8]| (TcpInfo(bytes).segs_out(), TcpInfo(bytes).segs_in());
-            let acked = TcpInfo(&before).unacked() == Some(0);
-            if acked && quiet(&before) == quiet(&after) {
-                break (before, text);
-            }
-            assert!(std::time::Instant::now() < deadline, "{text}");
-        };
-        let info = TcpInfo(&bytes);
-        let ms = |us: Option<u32>| format!("{:.3}", f64::from(us.unwrap()) / 1000.0);
-        let trimmed = |text: String| {
-            let number: f64 = text.parse().unwrap();
-            format!("{number:.3}")
-        };
-        let rtt = ss_says(&text, "rtt").unwrap();
-        let (rtt, rttvar) = rtt.split_once('/').unwrap();
-        assert_eq!(trimmed(rtt.into()), ms(info.rtt()), "{text}");
-        assert_eq!(trimmed(rttvar.into()), ms(info.rttvar()), "{text}");
-        assert_eq!(trimmed(ss_says(&text, "rto").unwrap()), ms(info.rto()));
-        assert_eq!(trimmed(ss_says(&text, "minrtt").unwrap()), ms(info.min_rtt()));
-        if let Some(ato) = ss_says(&text, "ato") {
-            assert_eq!(trimmed(ato), ms(info.ato()));
-        }
-        let numbers = [
-            ("mss", info.snd_mss().map(u64::from)),
-            ("rcvmss", info.rcv_mss().map(u64::from)),
-            ("advmss", info.advmss().map(u64::from)),
-            ("pmtu", info.pmtu().map(u64::from)),
-            ("cwnd", info.snd_cwnd().map(u64::from)),
-            ("bytes_sent", info.bytes_sent()),
-            ("bytes_acked", info.bytes_acked()),
-            ("bytes_received", info.bytes_received()),
-            ("segs_out", info.segs_out().map(u64::from)),
-            ("segs_in", info.segs_in().map(u64::from)),
-            ("data_segs_out", info.data_segs_out().map(u64::from)),
-            ("data_segs_in", info.data_segs_in().map(u64::from)),
-            ("delivered", info.delivered().map(u64::from)),
-            ("rcv_space", info.rcv_space().map(u64::from)),
-            ("rcv_ssthresh", info.rcv_ssthresh().map(u64::from)),
-            ("snd_wnd", info.snd_wnd().map(u64::from)),
-            ("reordering", info.reordering().map(u64::from).filter(|n| *n != 3)),
-        ];
-        for (name, ours) in numbers {
-            // An older ss knows less, and leaves out what is 0.
-            if let Some(theirs) = ss_says(&text, name) {
-                assert_eq!(ours.map(|n| n.to_string()), Some(theirs), "{name} in {text}");
-            }
-        }
-        let delivery = ss_says(&text, "delivery_rate").unwrap();
-        let bits = delivery.strip_suffix("bps").unwrap().parse::<u64>();
-        if let Ok(bits) = bits {
-            assert_eq!(info.delivery_rate().map(|octets| octets * 8), Some(bits));
-        }
-        let (snd, rcv) = info.window_scales().unwrap();
-        assert_eq!(ss_says(&text, "wscale"), Some(format!("{snd},{rcv}")));
-        assert!(matches!(remote.ip(), IpAddr::V4(_)) || text.contains("::1"), "{text}");
-    }
 }
