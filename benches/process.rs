@@ -114,6 +114,16 @@ impl Daemon {
         kib / 1024.0
     }
 
+    /// CPU time of all its threads so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let nanos = tasks.map(|task| {
+            let text = fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(nanos.sum())
+    }
+
     /// Stops it and says how long that took.
     pub(crate) fn stop(mut self) -> Duration {
         let before = Instant::now();

@@ -46,10 +46,11 @@ pub(crate) fn hold() -> bool {
 }
 
 /// Processes that hold connections; they end with it.
-struct Held(Vec<Child>);
+#[derive(Default)]
+pub(crate) struct Held(Vec<Child>);
 
 impl Held {
-    fn add(&mut self, connections: usize) {
+    pub(crate) fn add(&mut self, connections: usize) {
         let mut left = connections;
         while left > 0 {
             let count = left.min(PER_PROCESS);
@@ -109,7 +110,7 @@ fn scan() {
     let mut diag = Diag::open().unwrap();
     let none = share(|| assert_eq!(period(&mut diag, 0, None), 0));
     row("sockets: all listed once a second, 0", format!("{none:.2} %"), "");
-    let mut held = Held(Vec::new());
+    let mut held = Held::default();
     held.add(2_500);
     let few = share(|| assert_eq!(period(&mut diag, 0, None), 5_000));
     row("the same, 5,000", format!("{few:.2} %"), "");
