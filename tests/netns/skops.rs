@@ -86,8 +86,7 @@ fn ongoing_fireflies_have_a_block_of_their_own() {
     let mut near = TcpStream::connect(listener.local_addr().expect("it")).expect("to connect");
     let mut far = listener.accept().expect("a connection").0;
     let ports = [near.local_addr(), near.peer_addr()].map(|end| end.expect("an end").port());
-    let line =
-        |state| format!("{state} tcp 127.0.0.1 {} 127.0.0.1 {} 2 16\n", ports[0], ports[1]);
+    let line = |state| format!("{state} tcp 127.0.0.1 {} 127.0.0.1 {} 2 16\n", ports[0], ports[1]);
     near.write_all(&[1; 5000]).expect("to send");
     far.read_exact(&mut [0; 5000]).expect("to receive");
     daemon.write(&line("start"));

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -39,6 +40,9 @@ use crate::warn_limited;
 const NAME: &str = "enrichers.skops";
 /// As many samples go to the dispatcher at a time.
 const BATCH: usize = 256;
+/// After so many samples at once, of which there is room for 6,898, a pause is made.
+const FULL: usize = 6_000;
+const PAUSE: Duration = Duration::from_millis(10);
 /// The queue of those flows that start and end is emptied at least as often: a connection
 /// is not watched before.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -224,11 +228,16 @@ impl Sampler {
         }
         let outcome = look.as_ref().map_or(Ok(()), |look| {
             look.run(|| {
-                let now = Timestamp::now();
+                let (now, mut count) = (Timestamp::now(), 0);
                 while let Some(sample) = samples.pop() {
+                    count += 1;
                     if let Some((id, info)) = decode(&sample, now) {
                         take(id, info);
                     }
+                }
+                // So that the dispatcher, whose inbox has room for more than that, keeps up.
+                if count > FULL {
+                    thread::sleep(PAUSE);
                 }
             })
         });

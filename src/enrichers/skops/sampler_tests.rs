@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::thread;
 
 use nix::unistd::geteuid;
 
@@ -224,8 +223,8 @@ fn samples_are_what_sock_diag_tells() {
                     (other[1], other[3]) = (other[1] & 7, 0);
                 }
                 if [44, 52, 56].contains(&at) {
-                    let [ours, theirs] = [word, &other]
-                        .map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+                    let [ours, theirs] =
+                        [word, &other].map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
                     assert!(theirs.abs_diff(ours) < 60_000, "{at}: {ours} {theirs}");
                     continue;
                 }
