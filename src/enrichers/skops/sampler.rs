@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::time::{clock_getres, ClockId};
+use nix::time::{clock_getres, clock_gettime, ClockId};
 
 use crate::config::Section;
 use crate::dispatcher::{Event, Inlet, Queue};
@@ -129,6 +129,11 @@ fn jiffy() -> Result<u32> {
     Ok(u32::try_from(length.tv_nsec() / 1000).unwrap_or(0).max(1))
 }
 
+/// For how long this thread has had a core. (Pauses, and who else wants it, do not count.)
+fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
         let changes = self.changes.clone();
@@ -166,12 +171,11 @@ impl Enricher for Sampler {
             }
             self.follow(&watch);
             lock(&self.changes).read();
-            let before = Instant::now();
-            if before >= next {
+            if Instant::now() >= next {
+                let before = busy();
                 self.measure(&out);
                 // A fifth of a core at the most.
-                let after = Instant::now();
-                next = (next + self.period).max(after + 4 * (after - before));
+                next = (next + self.period).max(Instant::now() + 4 * (busy() - before));
             }
         }
     }
