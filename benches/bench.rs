@@ -11,6 +11,7 @@ mod enrich;
 mod process;
 mod scan;
 mod scrape;
+mod skops;
 
 fn main() {
     if scan::hold() {
@@ -20,9 +21,15 @@ fn main() {
     assert!(root, "needs root, for eBPF and a network namespace of its own");
     row("what", "measured".into(), "to reach");
     let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    for (name, rows) in
-        [data_path::SECTIONS, control::SECTIONS, scan::SECTIONS, enrich::SECTIONS, scrape::SECTIONS]
-            .concat()
+    for (name, rows) in [
+        data_path::SECTIONS,
+        control::SECTIONS,
+        scan::SECTIONS,
+        enrich::SECTIONS,
+        scrape::SECTIONS,
+        skops::SECTIONS,
+    ]
+    .concat()
     {
         if named.is_empty() || named.iter().any(|wanted| wanted == name) {
             rows();

@@ -63,7 +63,7 @@ struct {
 /* Samples that the iterator takes, which waits while there is no room. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 * 1024 * 1024);
+	__uint(max_entries, 2 * 1024 * 1024);	/* octets: 6,898 samples */
 } samples SEC(".maps");
 
 /* How many samples at changes of state found no room. */

@@ -63,6 +63,7 @@ fn a_program_for_the_kernel_has_the_name_of_who_loads_it() {
         let Some(stem) = name.strip_suffix(".bpf.c") else { continue };
         let parts = plugins::ALL.iter().map(|spec| spec.name);
         let parts = parts.chain(backends::ALL.iter().map(|spec| spec.name));
+        let parts = parts.chain(enrichers::ALL.iter().map(|spec| spec.name));
         let command = stem == "selftest" && root().join("src/selftest/mod.rs").exists();
         let net = root().join("src/net");
         let shared =

@@ -12,11 +12,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::time::{clock_getres, ClockId};
+use nix::time::{clock_getres, clock_gettime, ClockId};
 
 use crate::config::Section;
 use crate::dispatcher::{Event, Inlet, Queue};
@@ -39,6 +40,9 @@ use crate::warn_limited;
 const NAME: &str = "enrichers.skops";
 /// As many samples go to the dispatcher at a time.
 const BATCH: usize = 256;
+/// After so many samples at once, of which there is room for 6,898, a pause is made.
+const FULL: usize = 6_000;
+const PAUSE: Duration = Duration::from_millis(10);
 /// The queue of those flows that start and end is emptied at least as often: a connection
 /// is not watched before.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -125,6 +129,11 @@ fn jiffy() -> Result<u32> {
     Ok(u32::try_from(length.tv_nsec() / 1000).unwrap_or(0).max(1))
 }
 
+/// For how long this thread has had a core. (Pauses, and who else wants it, do not count.)
+fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
         let changes = self.changes.clone();
@@ -162,12 +171,11 @@ impl Enricher for Sampler {
             }
             self.follow(&watch);
             lock(&self.changes).read();
-            let before = Instant::now();
-            if before >= next {
+            if Instant::now() >= next {
+                let before = busy();
                 self.measure(&out);
                 // A fifth of a core at the most.
-                let after = Instant::now();
-                next = (next + self.period).max(after + 4 * (after - before));
+                next = (next + self.period).max(Instant::now() + 4 * (busy() - before));
             }
         }
     }
@@ -224,11 +232,16 @@ impl Sampler {
         }
         let outcome = look.as_ref().map_or(Ok(()), |look| {
             look.run(|| {
-                let now = Timestamp::now();
+                let (now, mut count) = (Timestamp::now(), 0);
                 while let Some(sample) = samples.pop() {
+                    count += 1;
                     if let Some((id, info)) = decode(&sample, now) {
                         take(id, info);
                     }
+                }
+                // So that the dispatcher, whose inbox has room for more than that, keeps up.
+                if count > FULL {
+                    thread::sleep(PAUSE);
                 }
             })
         });
