@@ -11,6 +11,7 @@
 //! say so. So what a dump lacks need not be gone: ask for it by name
 //! ([`Diag::look_up`]), or wait for the next dump, before anything ends.
 
+mod ends;
 mod filter;
 mod message;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 
 use nix::errno::Errno;
 
+pub use ends::Ends;
 pub use filter::{Condition, Filter};
 pub use message::{Family, Socket, State, States, NO_COOKIE};
 
