@@ -231,19 +231,19 @@ enum Choice {
 struct Finder {
     tags: Vec<Tag>,
     choice: Choice,
-    /// By the sockets' cookies. As many as there are such sockets.
-    open: HashMap<u64, (FlowId, Tag)>,
+    /// By the sockets' cookies, each with its interface. As many as there are such sockets.
+    open: HashMap<u64, (FlowId, Tag, u32)>,
 }
 
 impl Finder {
     fn judge(&mut self, connection: Connection) -> Option<FlowEvent> {
         let cookie = connection.cookie;
-        let (state, (id, tag)) = match connection.change {
+        let (state, (id, tag, _)) = match connection.change {
             Change::Opened | Change::Established => {
                 if self.open.contains_key(&cookie) {
                     return None;
                 }
-                let flow = (connection.flow().ok()?, self.choose(cookie));
+                let flow = (connection.flow().ok()?, self.choose(cookie), connection.interface);
                 self.open.insert(cookie, flow);
                 (FlowState::Start, flow)
             }
@@ -271,8 +271,8 @@ impl Finder {
     /// Ends what is over without a report of it.
     fn ends_that_were_lost(&mut self, connections: &mut Connections) -> Vec<FlowEvent> {
         let mut events = Vec::new();
-        self.open.retain(|cookie, (id, tag)| {
-            let over = connections.is_over(id, *cookie);
+        self.open.retain(|cookie, (id, tag, interface)| {
+            let over = connections.is_over(id, *cookie, *interface);
             if over {
                 let (state, id, tag, time) = (FlowState::End, *id, *tag, Some(Timestamp::now()));
                 events.push(FlowEvent { state, id, tag, time, application: None, usage: None });

@@ -124,7 +124,8 @@ impl Diag {
 
     /// Tells of the socket of that flow, whose source is this host, if there is one:
     /// returns whether there is. With a `cookie` (or [`NO_COOKIE`]) it is that very socket
-    /// and not another one that got its ports.
+    /// and not another one that got its ports. One that is bound to an interface is found only
+    /// by that `interface` ([`Socket::interface`]); others are found by any, and by 0.
     ///
     /// Costs about a microsecond, however many sockets there are. States and filter of a
     /// query do not apply.
@@ -135,6 +136,7 @@ impl Diag {
         &mut self,
         flow: &FlowId,
         cookie: u64,
+        interface: u32,
         extensions: u8,
         mut take: impl FnMut(&Socket<'_>),
     ) -> Outcome<bool> {
@@ -145,7 +147,9 @@ impl Diag {
             extensions,
             filter: None,
         };
-        let request = Request::new(BY_FAMILY, 0).fixed(&query.fixed(Some(flow), cookie));
+        let mut fixed = query.fixed(Some(flow), cookie);
+        fixed[44..48].copy_from_slice(&interface.to_ne_bytes());
+        let request = Request::new(BY_FAMILY, 0).fixed(&fixed);
         let mut found = false;
         let outcome = self.socket()?.get(&request, |kind, payload| {
             let socket = Socket::decode(query.protocol, payload).filter(|_| kind == BY_FAMILY);

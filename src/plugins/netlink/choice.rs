@@ -204,6 +204,8 @@ pub(super) struct Connection {
     pub(super) cookie: u64,
     /// Its number in the file system of sockets; 0: no process has it (yet, or any more).
     pub(super) inode: u32,
+    /// The interface that it is bound to; 0: none.
+    pub(super) interface: u32,
     /// Who made it; None: nobody has it.
     pub(super) uid: Option<u32>,
     /// Its control group, if the kernel tells.

@@ -24,6 +24,8 @@ const RETRIES: u8 = 3;
 #[derive(Debug)]
 struct Known {
     cookie: u64,
+    /// The kernel wants to know it to look the socket up.
+    interface: u32,
     /// What the rules say.
     tag: Option<Tag>,
     /// What the dispatcher was told: a start with that tag, and no end.
@@ -105,6 +107,7 @@ impl Connections {
         if let Some(known) = self.all.get_mut(&connection.id) {
             if known.cookie == connection.cookie {
                 known.round = self.round;
+                known.interface = connection.interface;
                 if known.epoch == self.epoch && known.retries == 0 {
                     return;
                 }
@@ -175,18 +178,18 @@ impl Connections {
                 retries = 0;
             }
             let Connections { round, epoch, .. } = *self;
-            let cookie = connection.cookie;
-            self.all.insert(id, Known { cookie, tag, told, round, epoch, retries });
+            let Connection { cookie, interface, .. } = *connection;
+            self.all.insert(id, Known { cookie, interface, tag, told, round, epoch, retries });
         }
     }
 
     /// Those that were not seen in this round although they are known, with their
-    /// cookies. Those without a tag are forgotten.
-    pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64)> {
+    /// cookies and interfaces. Those without a tag are forgotten.
+    pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64, u32)> {
         let round = self.round;
         self.all.retain(|_, known| known.round == round || known.told.is_some());
         let unseen = self.all.iter().filter(|(_, known)| known.round != round);
-        unseen.map(|(id, known)| (*id, known.cookie)).collect()
+        unseen.map(|(id, known)| (*id, known.cookie, known.interface)).collect()
     }
 
     /// The connection is over, since then if that is known.

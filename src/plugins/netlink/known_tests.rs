@@ -12,7 +12,7 @@ fn connection(port: u16, cookie: u64) -> Connection {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
     let dst = "[2001:db8::2]:1094".parse().unwrap();
     let id = FlowId::new(Protocol::Tcp, src, dst).unwrap();
-    Connection { id, cookie, inode: 7, uid: Some(0), cgroup: None }
+    Connection { id, cookie, inode: 7, interface: 0, uid: Some(0), cgroup: None }
 }
 
 fn tag(activity: u64) -> Tag {
@@ -55,7 +55,7 @@ impl Rig {
             }
         };
         judge_all(connections);
-        for (id, cookie) in connections.unseen() {
+        for (id, cookie, _) in connections.unseen() {
             match hidden.iter().find(|hidden| (hidden.id, hidden.cookie) == (id, cookie)) {
                 Some(connection) => connections.see(connection),
                 None => connections.gone(&id, cookie, None),

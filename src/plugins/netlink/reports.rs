@@ -78,8 +78,8 @@ impl Reports {
                 // Anybody can send a SYN, from any address.
                 Change::Opened if report.passive => {}
                 Change::Opened | Change::Established => {
-                    let connections::Connection { uid, cgroup, .. } = report;
-                    let new = Connection { id, cookie, inode: 0, uid, cgroup };
+                    let connections::Connection { uid, cgroup, interface, .. } = report;
+                    let new = Connection { id, cookie, inode: 0, interface, uid, cgroup };
                     if known.is_new(&new) {
                         let command = report.process.map_or(String::new(), |one| one.command);
                         let finding = scanner.judge(choice, &new, &command);

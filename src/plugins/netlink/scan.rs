@@ -79,9 +79,10 @@ impl Scanner {
         }
         self.judge_all(choice, connections);
         // A dump may lack what is there.
-        for (id, cookie) in connections.unseen() {
+        for (id, cookie, interface) in connections.unseen() {
             let mut found = None;
-            let is_there = self.diag.look_up(&id, cookie, 0, |socket| found = connection(socket));
+            let is_there =
+                self.diag.look_up(&id, cookie, interface, 0, |socket| found = connection(socket));
             match (is_there, found) {
                 (Ok(_), Some(connection)) => connections.see(&connection),
                 (Ok(_), None) => connections.gone(&id, cookie, None),
@@ -235,6 +236,7 @@ fn connection(socket: &Socket<'_>) -> Option<Connection> {
         id: socket.flow().ok()?,
         cookie: socket.cookie,
         inode: socket.inode,
+        interface: socket.interface,
         uid: (socket.inode != 0).then_some(socket.uid),
         cgroup: socket.cgroup(),
     })
