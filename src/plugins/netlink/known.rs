@@ -47,7 +47,7 @@ pub(super) enum Finding {
     Nothing,
     /// It gets none, which is to be remembered since it was costly to find out.
     RememberNothing,
-    /// It gets none as far as can be said now.
+    /// It gets none as far as can be said now; what it has got before it keeps.
     NothingYet,
     /// Nobody has the socket yet: ask again in the next round.
     Undecided,
@@ -156,6 +156,15 @@ impl Connections {
             Finding::Tag(tag) => Some(tag),
             _ => None,
         };
+        if let (Finding::NothingYet, Some(known)) = (finding, self.all.get_mut(&id)) {
+            // Nobody holds the socket in sight (it may be on its way to another process), but
+            // who did was found before.
+            let is_same = known.cookie == connection.cookie && known.epoch == self.epoch;
+            if is_same && known.tag.is_some() {
+                known.retries = known.retries.saturating_sub(1);
+                return;
+            }
+        }
         let mut told = None;
         let mut retries = RETRIES;
         if let Some(known) = self.all.remove(&id) {

@@ -226,3 +226,21 @@ fn what_was_told_counts_more_than_what_was_found() {
         assert_eq!(rig.activities(), []);
     }
 }
+
+#[test]
+fn what_was_found_lasts_while_nobody_is_seen_to_have_the_socket() {
+    let mut rig = Rig::new(10);
+    let one = connection(2, 1);
+    rig.connections.reported(&one, Finding::Tag(tag(16)));
+    rig.connections.tell(&rig.out, &[(one.id, None)]).unwrap();
+    let before = rig.flows();
+    let judged: Vec<_> = (0..3).map(|_| rig.round(&[one], &[], |_| Finding::NothingYet)).collect();
+    assert_eq!((judged, rig.flows()), (vec![1, 0, 0], before));
+    // By other rules, and of another socket, it is nothing.
+    rig.connections.forget_judgements();
+    rig.round(&[one], &[], |_| Finding::NothingYet);
+    assert_eq!(rig.flows().len(), 0);
+    rig.round(&[connection(4, 1)], &[], by_parity);
+    rig.round(&[connection(4, 2)], &[], |_| Finding::NothingYet);
+    assert_eq!(rig.flows().len(), 0);
+}

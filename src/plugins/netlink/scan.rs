@@ -141,7 +141,10 @@ impl Scanner {
         if nameless.is_empty() {
             return;
         }
-        self.facts.find_commands(&nameless);
+        if !self.facts.find_commands(&nameless) {
+            nameless.iter().for_each(|new| connections.judged(new, Finding::Undecided));
+            return;
+        }
         for new in nameless {
             let commands = self.facts.commands.remove(&new.inode);
             let found = commands.is_some();
@@ -202,13 +205,13 @@ impl Facts {
         }
     }
 
-    /// Finds out which processes have these sockets.
-    fn find_commands(&mut self, nameless: &[Connection]) {
+    /// Finds out which processes have these sockets; false: that cannot be said now.
+    fn find_commands(&mut self, nameless: &[Connection]) -> bool {
         let Facts { processes, commands, .. } = self;
         commands.clear();
         let wanted: std::collections::HashSet<u32> =
             nameless.iter().map(|connection| connection.inode).collect();
-        let Some(processes) = processes else { return };
+        let Some(processes) = processes else { return true };
         let outcome = processes.each(|holder| {
             if wanted.contains(&holder.inode) {
                 let name = String::from_utf8_lossy(holder.command);
@@ -218,9 +221,10 @@ impl Facts {
                 }
             }
         });
-        if let Err(error) = outcome {
+        if let Err(error) = &outcome {
             warn_limited!("{NAME}: cannot find out which process has a socket: {error}");
         }
+        outcome.is_ok()
     }
 }
 
