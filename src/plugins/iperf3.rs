@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -25,9 +26,9 @@ use crate::warn_limited;
 /// Where messages come from.
 const NAME: &str = "plugins.iperf3";
 
-/// Milliseconds after which, while flows are open, they are looked after: another program
-/// of the control group may have taken back that the end of a connection is told.
-const LOOK: u16 = 30_000;
+/// While flows are open, they are looked after so often: another program of the control group
+/// may have taken back that the end of a connection is told.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// How many reports are read before the dispatcher gets what they say.
 const BATCH: usize = 1024;
@@ -183,18 +184,23 @@ impl Plugin for Iperf3 {
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         let out = out.for_what_is_found();
         let mut lost = 0;
+        let mut next_look = Instant::now() + LOOK;
         loop {
             let mut fds = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.connections.as_fd(), PollFlags::POLLIN),
             ];
-            let idle = self.finder.open.is_empty();
-            let patience = if idle { PollTimeout::NONE } else { PollTimeout::from(LOOK) };
-            let quiet = match poll(&mut fds, patience) {
-                Ok(ready) => ready == 0,
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(Error::os("cannot poll", error)),
+            let patience = if self.finder.open.is_empty() {
+                PollTimeout::NONE
+            } else {
+                // Rounded up, or the last part of a millisecond is spent asking.
+                let left = next_look.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             };
+            match poll(&mut fds, patience) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(Error::os("cannot poll", error)),
+            }
             let stopping = fds[0].any() == Some(true);
             let mut events = Vec::new();
             for _ in 0..BATCH {
@@ -205,9 +211,11 @@ impl Plugin for Iperf3 {
             if now != lost {
                 warn_limited!("{NAME}: {} reports of connections were lost", now - lost);
             }
-            if quiet || now != lost {
+            // By the clock: where connections never cease to come, it is never quiet.
+            if now != lost || Instant::now() >= next_look {
                 events.extend(self.finder.ends_that_were_lost(&mut self.connections));
                 lost = now;
+                next_look = Instant::now() + LOOK;
             }
             match out.send_each(events) {
                 Ok(()) => {}
