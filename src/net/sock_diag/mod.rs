@@ -74,6 +74,8 @@ pub enum Coverage {
 pub struct Diag {
     /// None after a failure in the middle of a reply, whose rest nobody wants.
     socket: Option<netlink::Socket>,
+    /// Whether the kernel is known to tell of sockets of TCP, and of UDP.
+    tells: [bool; 2],
 }
 
 impl Diag {
@@ -82,7 +84,7 @@ impl Diag {
     /// # Errors
     /// The system refuses.
     pub fn open() -> Result<Self, Error> {
-        Ok(Diag { socket: Some(netlink::Socket::sock_diag()?) })
+        Ok(Diag { socket: Some(netlink::Socket::sock_diag()?), tells: [false; 2] })
     }
 
     /// Tells of each socket that the query asks for.
@@ -111,6 +113,7 @@ impl Diag {
             Ok(false) => Ok(Coverage::Partial),
             Err(failure) => {
                 self.socket = None;
+                self.tells = [false; 2];
                 // The reader was too slow, or there was no memory for the next piece.
                 let partial = matches!(failure.errno, Errno::ENOBUFS | Errno::ENOMEM);
                 if partial {
@@ -162,13 +165,37 @@ impl Diag {
         });
         match outcome {
             Ok(()) => Ok(found),
-            // ESTALE: another one has those ports now.
-            Err(Failure { errno: Errno::ENOENT | Errno::ESTALE, .. }) => Ok(false),
+            // Another one has those ports now.
+            Err(Failure { errno: Errno::ESTALE, .. }) => Ok(false),
+            // There is no such socket, or nobody who knows.
+            Err(Failure { errno: Errno::ENOENT, .. }) => {
+                let tells = usize::from(query.protocol == Protocol::Udp);
+                if !self.tells[tells] {
+                    self.ask_for(query.protocol.number())?;
+                    self.tells[tells] = true;
+                }
+                Ok(false)
+            }
             Err(failure) => {
                 self.socket = None;
                 Err(failure)
             }
         }
+    }
+
+    /// Asks for no socket of a protocol: ENOENT if the kernel does not tell of those, since it
+    /// has no tcp_diag or udp_diag.
+    fn ask_for(&mut self, protocol: u8) -> Outcome<()> {
+        let (family, states) = (Family::V4, States(0));
+        let query = Query { protocol: Protocol::Tcp, family, states, extensions: 0, filter: None };
+        let mut fixed = query.fixed(None, NO_COOKIE);
+        fixed[1] = protocol;
+        let request = Request::new(BY_FAMILY, 0).fixed(&fixed);
+        let outcome = self.socket()?.dump_each(&request, |_, _| ());
+        if outcome.is_err() {
+            self.socket = None;
+        }
+        outcome.map(|_| ())
     }
 
     fn socket(&mut self) -> Outcome<&mut netlink::Socket> {

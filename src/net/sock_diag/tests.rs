@@ -188,6 +188,19 @@ fn one_that_is_bound_to_an_interface_is_found_by_that() {
     }
 }
 
+/// What is not told need not be gone: without tcp_diag the kernel says ENOENT of every socket.
+#[test]
+fn a_protocol_that_nobody_tells_of_is_refused() {
+    let mut diag = Diag::open().unwrap();
+    for (protocol, outcome) in [(6, Ok(())), (200, Err(Errno::ENOENT)), (17, Ok(()))] {
+        assert_eq!(diag.ask_for(protocol).map_err(|failure| failure.errno), outcome);
+    }
+    let none =
+        FlowId::new(Protocol::Tcp, "192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+    assert_eq!(diag.look_up(&none.unwrap(), NO_COOKIE, 0, 0, |_| ()), Ok(false));
+    assert_eq!(diag.tells, [true, false]);
+}
+
 #[test]
 fn the_control_group_is_told() {
     let (near, far, _listener) = connected("[::1]:0");

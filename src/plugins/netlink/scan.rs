@@ -78,8 +78,12 @@ impl Scanner {
             }
         }
         self.judge_all(choice, connections);
+        let mut silent: Option<Protocol> = None;
         // A dump may lack what is there.
         for (id, cookie, interface) in connections.unseen() {
+            if silent == Some(id.protocol()) {
+                continue;
+            }
             let mut found = None;
             let is_there =
                 self.diag.look_up(&id, cookie, interface, 0, |socket| found = connection(socket));
@@ -89,7 +93,7 @@ impl Scanner {
                 // Then it cannot be said.
                 (Err(failure), _) => {
                     warn_limited!("{NAME}: cannot look for {id}: {}", failure.text);
-                    break;
+                    silent = Some(id.protocol());
                 }
             }
         }
