@@ -70,6 +70,7 @@ impl Reports {
         out: &Inlet,
     ) -> std::result::Result<bool, Refused> {
         let mut fresh: Vec<(FlowId, Option<Timestamp>)> = Vec::new();
+        scanner.begin_reports(choice);
         for _ in 0..BATCH {
             let Some(report) = self.watch.read() else { break };
             let Ok(id) = report.flow() else { continue };

@@ -3,6 +3,7 @@
 //! it takes to find the facts that rules need.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -36,6 +37,8 @@ pub(super) struct Scanner {
     diag: Diag,
     filter: Option<Filter>,
     facts: Facts,
+    /// Before, no report has the folders of control groups be read.
+    next_read: Instant,
 }
 
 /// What the rules may need to know of a socket.
@@ -61,7 +64,12 @@ impl Scanner {
             processes: needed(Need::Command).then(Processes::open).transpose()?,
             commands: HashMap::new(),
         };
-        Ok(Scanner { diag: Diag::open()?, filter: choice.filter(), facts })
+        Ok(Scanner {
+            diag: Diag::open()?,
+            filter: choice.filter(),
+            facts,
+            next_read: Instant::now(),
+        })
     }
 
     /// A round: looks at all connections, and judges those that are new.
@@ -164,11 +172,21 @@ impl Scanner {
         }
     }
 
+    /// Reports follow. To read the folders of all control groups is dear, and whoever may
+    /// connect decides how often there is one that is new: it is done once in a period, and
+    /// others wait for the next look.
+    pub(super) fn begin_reports(&mut self, choice: &Choice) {
+        let now = Instant::now();
+        if now >= self.next_read {
+            self.next_read = now + choice.period;
+            if let Some(cgroups) = &mut self.facts.cgroups {
+                cgroups.begin_round();
+            }
+        }
+    }
+
     /// Judges a connection that was reported, as far as that can be done at once.
     pub(super) fn judge(&mut self, choice: &Choice, new: &Connection, command: &str) -> Finding {
-        if let Some(cgroups) = &mut self.facts.cgroups {
-            cgroups.begin_round();
-        }
         let commands = [command.into()];
         let fact = if command.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
         self.facts.judge(choice, new, fact).unwrap_or(Finding::Undecided)
