@@ -238,7 +238,8 @@ impl Connections {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.batch.min(rest.len()));
             let start = |(id, time): &(FlowId, Option<Timestamp>)| {
-                Some(event(FlowState::Start, *id, self.all.get(id)?.tag?, *time))
+                let known = self.all.get(id).filter(|known| known.tag != known.told)?;
+                Some(event(FlowState::Start, *id, known.tag?, *time))
             };
             match out.send_all(now.iter().filter_map(start).collect()) {
                 Ok(()) => {

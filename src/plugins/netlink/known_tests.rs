@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
+use super::super::reports::obey;
 use super::*;
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::flow::{Protocol, Timestamp};
+use crate::net::connections::{self, Change};
 
 fn connection(port: u16, cookie: u64) -> Connection {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
@@ -243,4 +245,39 @@ fn what_was_found_lasts_while_nobody_is_seen_to_have_the_socket() {
     rig.round(&[connection(4, 1)], &[], by_parity);
     rig.round(&[connection(4, 2)], &[], |_| Finding::NothingYet);
     assert_eq!(rig.flows().len(), 0);
+}
+
+fn report(port: u16, change: Change, time: u64) -> connections::Connection {
+    let Connection { id, cookie, interface, uid, cgroup, .. } = connection(port, port.into());
+    let (local, remote, time) = (id.src(), id.dst(), Timestamp(time));
+    let (passive, process) = (false, None);
+    connections::Connection {
+        change,
+        passive,
+        local,
+        remote,
+        cookie,
+        cgroup,
+        uid,
+        interface,
+        process,
+        time,
+    }
+}
+
+#[test]
+fn no_report_is_lost_where_the_table_is_full() {
+    let mut rig = Rig::new(1);
+    let reports = [
+        report(2, Change::Opened, 5),
+        report(4, Change::Opened, 6),
+        report(4, Change::Closed, 7),
+        report(6, Change::Opened, 8),
+        report(2, Change::Closed, 9),
+    ];
+    let judge = |new: &Connection, _: &str| by_parity(new.id.src().port());
+    let outcome = obey(reports.into_iter(), judge, &mut rig.connections, &rig.out);
+    assert!(outcome.is_ok(), "the last one has room at last: {outcome:?}");
+    assert_eq!(rig.flows(), BTreeMap::from([(6, (16, 8))]));
+    assert_eq!(rig.connections.count(), (1, 1), "those that closed are not known any more");
 }
