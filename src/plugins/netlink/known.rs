@@ -133,10 +133,19 @@ impl Connections {
         self.all.get(&connection.id).is_none_or(|known| known.cookie != connection.cookie)
     }
 
-    /// Takes what was found of a connection that was reported; the next round judges it
-    /// again, since it may have got another owner by then.
-    pub(super) fn reported(&mut self, connection: &Connection, finding: Finding) {
+    /// Takes what was found of a connection that was reported at `time`; the next round judges
+    /// it again, since it may have got another owner by then.
+    pub(super) fn reported(
+        &mut self,
+        connection: &Connection,
+        finding: Finding,
+        time: Option<Timestamp>,
+    ) {
+        let before = self.over.len();
         self.judged(connection, finding);
+        // One that had these ends was over before: with a later end than this one's begin, this
+        // one would be taken for it.
+        self.over[before..].iter_mut().for_each(|(.., end)| *end = time);
         if let Some(known) = self.all.get_mut(&connection.id) {
             known.retries = 1;
         }

@@ -155,7 +155,7 @@ fn what_is_reported_is_told_at_once_and_confirmed_by_the_next_round() {
     let began = Timestamp(5);
     for new in [&one, &two] {
         assert!(rig.connections.is_new(new));
-        rig.connections.reported(new, Finding::Tag(tag(16)));
+        rig.connections.reported(new, Finding::Tag(tag(16)), None);
         assert!(!rig.connections.is_new(new) && rig.connections.is_untold(&new.id, new.cookie));
     }
     let untold = [(one.id, Some(began)), (two.id, Some(began))];
@@ -233,7 +233,7 @@ fn what_was_told_counts_more_than_what_was_found() {
 fn what_was_found_lasts_while_nobody_is_seen_to_have_the_socket() {
     let mut rig = Rig::new(10);
     let one = connection(2, 1);
-    rig.connections.reported(&one, Finding::Tag(tag(16)));
+    rig.connections.reported(&one, Finding::Tag(tag(16)), None);
     rig.connections.tell(&rig.out, &[(one.id, None)]).unwrap();
     let before = rig.flows();
     let judged: Vec<_> = (0..3).map(|_| rig.round(&[one], &[], |_| Finding::NothingYet)).collect();
@@ -280,4 +280,16 @@ fn no_report_is_lost_where_the_table_is_full() {
     assert!(outcome.is_ok(), "the last one has room at last: {outcome:?}");
     assert_eq!(rig.flows(), BTreeMap::from([(6, (16, 8))]));
     assert_eq!(rig.connections.count(), (1, 1), "those that closed are not known any more");
+}
+
+#[test]
+fn a_connection_that_is_replaced_ends_when_the_other_begins() {
+    let mut rig = Rig::new(10);
+    let tagged = Finding::Tag(tag(16));
+    rig.connections.reported(&connection(2, 1), tagged, Some(Timestamp(5)));
+    rig.connections.tell(&rig.out, &[(connection(2, 1).id, Some(Timestamp(5)))]).unwrap();
+    rig.connections.reported(&connection(2, 9), tagged, Some(Timestamp(8)));
+    let ends: Vec<_> =
+        rig.connections.over.iter().map(|(id, _, end)| (id.src().port(), *end)).collect();
+    assert_eq!(ends, [(2, Some(Timestamp(8)))]);
 }

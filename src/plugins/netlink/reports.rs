@@ -113,7 +113,7 @@ pub(super) fn obey(
                 if known.is_new(&new) {
                     let command = report.process.map_or(String::new(), |one| one.command);
                     let finding = judge(&new, &command);
-                    known.reported(&new, finding);
+                    known.reported(&new, finding, time);
                     if known.is_untold(&id, cookie) {
                         fresh.push((id, time));
                     }
