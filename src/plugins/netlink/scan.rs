@@ -211,16 +211,29 @@ impl Facts {
             command,
         };
         let mut verdict = choice.judge(&subject, local);
-        let mut costly = false;
+        let (mut costly, mut is_told) = (false, true);
         if verdict == Verdict::Depends(Need::Cgroup) {
+            is_told = connection.cgroup.is_some();
             // A socket that nobody has may not have got its group yet.
-            let Some(id) = connection.cgroup else { return Err(Need::Cgroup) };
+            if !is_told && connection.inode == 0 {
+                return Err(Need::Cgroup);
+            }
+            if !is_told {
+                // No reason to leave the rules behind it out.
+                warn_limited!(
+                    "{NAME}: the kernel does not tell the control groups of sockets (5.8 does), \
+                     so rules by cgroup hold for no connection that was not reported"
+                );
+            }
             costly = true;
-            subject.cgroup = Fact::found(cgroups.as_mut().and_then(|known| known.path(id)));
+            let path = connection.cgroup.and_then(|id| cgroups.as_mut()?.path(id));
+            subject.cgroup = Fact::found(path);
             verdict = choice.judge(&subject, local);
         }
         match verdict {
             Verdict::Tag(tag) => Ok(Finding::Tag(tag)),
+            // A report may have told it.
+            Verdict::None if !is_told => Ok(Finding::NothingYet),
             Verdict::None if costly => Ok(Finding::RememberNothing),
             Verdict::None => Ok(Finding::Nothing),
             Verdict::Depends(need) => Err(need),
@@ -266,4 +279,31 @@ fn connection(socket: &Socket<'_>) -> Option<Connection> {
         uid: (socket.inode != 0).then_some(socket.uid),
         cgroup: socket.cgroup(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{FlowId, Tag};
+    use crate::rules::{Rule, Rules};
+
+    /// As kernels before 5.8 do.
+    #[test]
+    fn a_group_that_the_kernel_does_not_tell_leaves_the_other_rules_alone() {
+        let tags = [1, 2].map(|activity| Tag::new(2, activity).unwrap());
+        let grouped = Rule { cgroup: Some("/a".into()), ..Rule::of_all(tags[0]) };
+        let ends = ["[2001:db8::1]:5", "[2001:db8::2]:6"].map(|end| end.parse().unwrap());
+        let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
+        let (local, commands) = (Local::default(), HashMap::new());
+        let mut facts = Facts { local, cgroups: None, processes: None, commands };
+        let mut judge = |rules: Vec<Rule>, inode| {
+            let choice = Choice::of_rules(Rules(rules));
+            let one = Connection { id, cookie: 1, inode, interface: 0, uid: Some(0), cgroup: None };
+            facts.judge(&choice, &one, Fact::Open)
+        };
+        let both = || vec![grouped.clone(), Rule::of_all(tags[1])];
+        assert_eq!(judge(both(), 7), Ok(Finding::Tag(tags[1])));
+        assert_eq!(judge(vec![grouped.clone()], 7), Ok(Finding::NothingYet));
+        assert_eq!(judge(both(), 0), Err(Need::Cgroup), "it may get one");
+    }
 }
