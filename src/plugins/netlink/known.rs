@@ -204,10 +204,15 @@ impl Connections {
     /// Those that were not seen in this round although they are known, with their
     /// cookies and interfaces. Those without a tag are forgotten.
     pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64, u32)> {
-        let round = self.round;
-        self.all.retain(|_, known| known.round == round || known.told.is_some());
-        let unseen = self.all.iter().filter(|(_, known)| known.round != round);
-        unseen.map(|(id, known)| (*id, known.cookie, known.interface)).collect()
+        let (round, mut unseen) = (self.round, Vec::new());
+        self.all.retain(|id, known| {
+            let keep = known.round == round || known.told.is_some();
+            if keep && known.round != round {
+                unseen.push((*id, known.cookie, known.interface));
+            }
+            keep
+        });
+        unseen
     }
 
     /// The connection is over, since then if that is known.
