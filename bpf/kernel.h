@@ -27,6 +27,7 @@ typedef struct {
 
 struct sock_common {
 	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	unsigned long skc_flags;
 };

@@ -170,8 +170,14 @@ impl Sampler {
             };
             let outcome = diag.dump(&query, |socket| {
                 let Ok(id) = socket.flow() else { return };
-                if !watched.lock().flows.contains_key(&id) {
-                    return;
+                {
+                    let mut watched = watched.lock();
+                    if !watched.flows.contains_key(&id) {
+                        return;
+                    }
+                    if socket.interface != 0 {
+                        watched.bound.insert(id, socket.interface);
+                    }
                 }
                 let Some(info) = sample(socket, *extensions, now) else { return };
                 samples.push((id, info));

@@ -30,6 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Watched {
     /// Those that are open, each with what TCP knew when its socket went.
     pub(super) flows: HashMap<FlowId, Option<Box<FlowInfo>>>,
+    /// Of flows whose sockets are bound to an interface: which. The kernel wants to know it.
+    pub(super) bound: HashMap<FlowId, u32>,
     /// `flows` has got other keys.
     pub(super) has_changed: bool,
     /// What has not yet been handed on of the sockets that went.
@@ -60,6 +62,7 @@ impl Shared {
         });
         Ok(Shared(Arc::new(Mutex::new(Watched {
             flows: HashMap::new(),
+            bound: HashMap::new(),
             has_changed: false,
             fresh: Vec::new(),
             queue: None,
@@ -91,7 +94,10 @@ impl Watched {
                     Event::Start(flow) if flow.id.protocol() == self.protocol => {
                         self.flows.insert(flow.id, None).is_none()
                     }
-                    Event::End(flow, _) => self.flows.remove(&flow.id).is_some(),
+                    Event::End(flow, _) => {
+                        self.bound.remove(&flow.id);
+                        self.flows.remove(&flow.id).is_some()
+                    }
                     _ => false,
                 };
             }
@@ -112,7 +118,7 @@ impl Watched {
             // unless the socket has, and then nobody has read it. (Or somebody did, who had
             // closed half of it before: then an octet too many is told.)
             let closed_first = [State::FIN_WAIT_2, State::TIME_WAIT];
-            let _ = diag.look_up(&id, NO_COOKIE, 0, |rest| {
+            let _ = diag.look_up(&id, NO_COOKIE, socket.interface, 0, |rest| {
                 if socket.unread == 0 && closed_first.contains(&rest.state) {
                     state = State::FIN_WAIT_2;
                 }
@@ -141,7 +147,8 @@ impl Watched {
             return None;
         }
         let mut found = None;
-        let outcome = self.diag.look_up(id, NO_COOKIE, self.extensions, |socket| {
+        let interface = self.bound.get(id).copied().unwrap_or(0);
+        let outcome = self.diag.look_up(id, NO_COOKIE, interface, self.extensions, |socket| {
             found = sample(socket, self.extensions, Timestamp::now());
         });
         if let Err(failure) = outcome {
