@@ -36,12 +36,6 @@ union head {
 	struct rules_head is;
 };
 
-/* Whether there is any rule. */
-static __always_inline int has_rules(void)
-{
-	return rules_head != 0;
-}
-
 static __always_inline __u64 rotate(__u64 value, int by)
 {
 	return value << by | value >> (64 - by);
