@@ -99,6 +99,8 @@ fn a_packet_sees_the_rules_before_a_change_or_after_it() {
         let Marker { follower, rules, .. } = &mut marker;
         let program = follower.as_ref().unwrap().programs().object().program("marker_eth").unwrap();
         rules.set(&sets[0]).unwrap();
+        // No packet meets it: each set has a rule for all of TCP.
+        rules.set_last(Tag::new(2, 62).ok()).unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
         let seen = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
@@ -112,6 +114,11 @@ fn a_packet_sees_the_rules_before_a_change_or_after_it() {
             });
             for round in 1..2000 {
                 rules.set(&sets[round % 3]).unwrap();
+            }
+            // Such that halves of two have none.
+            let short = [vec![rule(1, RULE_TCP)], set(MAX_RULES - 1, 2), set(2, 3)[..3].to_vec()];
+            for round in 1..10_000 {
+                rules.set(&short[round % 3]).unwrap();
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             watcher.join().unwrap()
