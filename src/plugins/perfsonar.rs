@@ -37,7 +37,8 @@ pub(super) static SPEC: Spec = Spec {
             doc: "The experiment of the tag, by name or id. Packets of open flows carry their own \
                   tag, and those that a rule of the marker is for carry that one's. All others \
                   carry this one, whatever their protocol; with a header strategy those of TCP \
-                  and UDP.",
+                  and UDP. Fragments of a packet after its first carry no tag, since nothing in \
+                  them says which flow they are of: iperf3 -u -l 8000 sends such.",
         },
         Key {
             name: "activity",
