@@ -115,18 +115,19 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 
 /*
  * The path of a flow is narrower than we thought. What cannot be told to TCP is
- * remembered: from then on only small packets of the flow are marked.
+ * remembered: from then on only small packets of the flow are marked. Anybody can send
+ * such a message, so nothing is remembered of what would not be marked anyway.
  */
 static __always_inline void hear_of_path(struct __sk_buff *skb, __u32 transport,
 					 struct flow_key *key)
 {
-	struct flow_value *flow;
+	struct flow_value *flow, by_rule;
 	__u32 value = 1;
 
 	if (!is_too_big(skb, transport, key))
 		return;
 	flow = bpf_map_lookup_elem(&flows, key);
-	if ((!flow && !has_rules()) ||
+	if ((!flow && !find_rule(key, &by_rule)) ||
 	    lower_path_mtu(skb, transport, room(settings.strategy)) == 0)
 		return;
 	if (flow)

@@ -36,12 +36,6 @@ union head {
 	struct rules_head is;
 };
 
-/* Whether there is any rule. */
-static __always_inline int has_rules(void)
-{
-	return rules_head != 0;
-}
-
 static __always_inline __u64 rotate(__u64 value, int by)
 {
 	return value << by | value >> (64 - by);
@@ -132,12 +126,23 @@ static __always_inline int fits(const struct rule *rule, const __u64 *addresses,
 }
 
 /*
+ * Whether the table in use is still that one. If not, it may have changed twice, and what
+ * was read of it may be half of each.
+ */
+static __always_inline int is_still(__u8 version)
+{
+	union head now = { .word = rules_head };
+
+	return now.is.version == version;
+}
+
+/*
  * Finds the first rule that fits a packet of no flow, and fills in its tag, the label
  * without entropy. Returns 1, or 0 if there is none.
  */
 static __always_inline int find_rule(const struct flow_key *key, struct flow_value *found)
 {
-	union head head = { .word = rules_head }, then;
+	union head head = { .word = rules_head };
 	__u16 local_port, remote_port;
 	const struct rule *rule;
 	__u32 index;
@@ -166,10 +171,11 @@ static __always_inline int find_rule(const struct flow_key *key, struct flow_val
 			found->activity = rule->activity;
 			found->flags = 0;
 			found->slot = NO_SLOT;
-			/* Changed twice since: then it may have been half of each. */
-			then.word = rules_head;
-			return then.is.version == head.is.version;
+			return is_still(head.is.version);
 		}
+		/* Halves of two tables may have no rule where each of them has one. */
+		if (!is_still(head.is.version))
+			return 0;
 	}
 	if (!head.is.label)
 		return 0;

@@ -3,8 +3,10 @@
 //! or an end is never dropped on the way; its depth is known to both.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+pub use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::warn;
 
@@ -49,6 +51,14 @@ impl Queue {
     /// The next batch; waits for it. None: no more will come.
     pub fn recv(&self) -> Option<Batch> {
         self.batches.recv().ok().map(|batch| self.taken(batch))
+    }
+
+    /// The same, but waits no longer than that.
+    ///
+    /// # Errors
+    /// None came, or no more will come.
+    pub fn recv_within(&self, patience: Duration) -> Result<Batch, RecvTimeoutError> {
+        self.batches.recv_timeout(patience).map(|batch| self.taken(batch))
     }
 
     /// The next batch, if there is one.

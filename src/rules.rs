@@ -4,11 +4,12 @@
 //! Some facts of a connection are found only at some expense. So the rules say which
 //! one they need next to decide, and it is looked up only then.
 //!
-//! Pure, but for what is looked up when rules are read: the names of users, and whether
-//! control groups are there.
+//! Pure, but for the names of users: they are looked up once, when a configuration is
+//! read, and remembered. Whether control groups are there is looked up for warnings.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::User;
 
@@ -58,7 +59,9 @@ pub mod keys {
     pub const USER: Key = key(
         "user",
         Kind::Word,
-        "The owner of the socket, as name or number: the effective user of the process that made it.",
+        "The owner of the socket, as name or number: the effective user of the process that made it. \
+         A name is looked up when the configuration is read, at the start and at a reload; the \
+         static binary knows those in /etc/passwd and from nscd(8) only.",
     );
     /// The service.
     pub const CGROUP: Key = key(
@@ -250,7 +253,9 @@ impl Rules {
                 Ok(tag)
             });
             let user = match section.has("user") {
-                true => uid(section.text("user")).map(Some).map_err(|problem| ("user", problem)),
+                true => {
+                    known_uid(section.text("user")).map(Some).map_err(|problem| ("user", problem))
+                }
                 false => Ok(None),
             };
             match (tag, user) {
@@ -413,7 +418,12 @@ fn warn_of_missing_groups(path: &str, rules: &[Rule]) {
     }
 }
 
-/// The number of a user, given by name or number.
+/// The numbers of users that were looked up, by name.
+static USERS: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
+
+/// The number of a user, given by name or number. It is looked up now, which takes as long
+/// as the system's directory of users does, and remembered for rules that are read later,
+/// maybe on a thread that must not wait.
 ///
 /// # Errors
 /// There is no such user, or it cannot be looked up.
@@ -424,10 +434,27 @@ pub fn uid(user: &str) -> Result<u32, String> {
         return number.ok_or_else(|| format!("{user} is not the number of a user"));
     }
     match User::from_name(user) {
-        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(Some(found)) => {
+            let uid = found.uid.as_raw();
+            let mut users = users();
+            users.retain(|(name, _)| name != user);
+            users.push((user.to_owned(), uid));
+            Ok(uid)
+        }
         Ok(None) => Err(format!("there is no user {user:?}")),
         Err(error) => Err(format!("cannot look up user {user:?}: {error}")),
     }
+}
+
+/// The same as it was found last.
+fn known_uid(user: &str) -> Result<u32, String> {
+    // Nobody waits for the list while another looks up.
+    let known = users().iter().find(|(name, _)| name == user).map(|(_, uid)| *uid);
+    known.map_or_else(|| uid(user), Ok)
+}
+
+fn users() -> MutexGuard<'static, Vec<(String, u32)>> {
+    USERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -56,6 +56,20 @@ fn subject(local: &str, remote: &str) -> Subject<'static> {
     }
 }
 
+/// Who reads rules later must not wait for a directory of users.
+#[test]
+fn a_user_is_looked_up_once_for_all_who_read_the_rules() {
+    let root = rules(r#"[{"user": "root", "experiment": 2, "activity": 16}]"#);
+    assert_eq!(root.0[0].user, Some(0));
+    assert_eq!(users().iter().filter(|(name, _)| name == "root").count(), 1);
+    // As if the directory had had it.
+    let name = "nobody-has-this-name";
+    users().push((name.into(), 4711));
+    let read = rules(r#"[{"user": "nobody-has-this-name", "experiment": 2, "activity": 16}]"#);
+    assert_eq!(read.0[0].user, Some(4711));
+    assert_eq!(uid(name), Err(format!("there is no user {name:?}")));
+}
+
 #[test]
 fn each_condition_holds_for_what_it_names_and_nothing_else() {
     let here = "[2001:db8::1]:1094";

@@ -57,8 +57,10 @@ pub static TOP: &[Key] = &[
         live: false,
         doc: "The registry of experiments and activities, as published at \
               https://www.scitags.org/api.json; with \"\" the one in the binary. Names are taken from \
-              it wherever ids are taken. It is read again when it changes. A file registry.json in \
-              workDir comes before it. Where the default is not there, the one in the binary \
+              it wherever ids are taken. It is read again when it changes, and names in events, in the \
+              rules of plugin netlink and in those of the marker mean what it says then; those \
+              of plugins iperf3 and perfsonar mean what it said at the start. A file \
+              registry.json in workDir comes before it. Where the default is not there, the one in the binary \
               serves; any other file has to be there.",
     },
     Key {

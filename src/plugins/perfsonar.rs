@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::{netlink, Plugin, Spec};
-use crate::config::{Key, Kind, Section};
+use crate::config::{Key, Kind, Section, Value};
 use crate::dispatcher::Inlet;
 use crate::error::{Error, Result};
 use crate::flow::Tag;
@@ -37,7 +37,8 @@ pub(super) static SPEC: Spec = Spec {
             doc: "The experiment of the tag, by name or id. Packets of open flows carry their own \
                   tag, and those that a rule of the marker is for carry that one's. All others \
                   carry this one, whatever their protocol; with a header strategy those of TCP \
-                  and UDP.",
+                  and UDP. Fragments of a packet after its first carry no tag, since nothing in \
+                  them says which flow they are of: iperf3 -u -l 8000 sends such.",
         },
         Key {
             name: "activity",
@@ -101,13 +102,19 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
         judged.map(|()| tag).map_err(|problem| ("experiment", problem))
     });
     let tag = tag.map_err(|(key, problem)| Error::config(format!("{key}: {problem}")))?;
-    let finder = section.bool("fireflies").then(|| finder(section, context)).transpose()?;
+    let finder = section.bool("fireflies").then(|| finder(section, tag, context)).transpose()?;
     Ok(Box::new(Perfsonar { tag, finder }))
 }
 
-/// Plugin netlink with the keys that it has in common with this one, and its defaults.
-fn finder(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
+/// Plugin netlink with the keys that it has in common with this one, and its defaults. It
+/// gets the ids of the tag, so that its flows keep the one that the packets carry.
+fn finder(section: &Section, tag: Tag, context: &Context) -> Result<Box<dyn Plugin>> {
     let values = netlink::SPEC.keys.iter().filter_map(|key| {
+        match key.name {
+            "experiment" => return Some((key.name, Value::Text(tag.experiment().to_string()))),
+            "activity" => return Some((key.name, Value::Text(tag.activity().to_string()))),
+            _ => {}
+        }
         let given = section.values().iter().find(|(name, _)| *name == key.name);
         Some((key.name, given.map(|(_, value)| value.clone()).or_else(|| key.default_value())?))
     });

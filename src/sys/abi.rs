@@ -137,6 +137,15 @@ pub struct RulesHead {
 // SAFETY: integers that fill eight octets without a gap.
 unsafe impl Plain for RulesHead {}
 
+impl RulesHead {
+    /// Its eight octets.
+    pub fn word(self) -> u64 {
+        let [a, b, c, d] = self.label.to_ne_bytes();
+        let [e, f] = self.experiment.to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, self.activity, self.version])
+    }
+}
+
 // SAFETY: integers; `struct entropy_key`, the whole of section `.rodata.entropy`.
 unsafe impl Plain for [u64; 2] {}
 

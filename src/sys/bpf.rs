@@ -25,7 +25,7 @@ pub use super::libbpf_log::lacking_capabilities;
 use super::libbpf_log::{failure, listen};
 use super::map::Shape;
 pub use super::map::{possible_cpus, Map, PerCpuArray, Queue};
-pub use super::mapped::Mapped;
+pub use super::mapped::{Mapped, Word};
 pub use super::packed::{CONNECTIONS, MARKER, PROCESSES, SELFTEST};
 pub use super::ringbuf::RingBuffer;
 use crate::error::{At, Error, Result};
@@ -241,6 +241,15 @@ impl Object {
     pub fn mapped<V: Plain>(&self, name: &str) -> Result<Mapped<V>> {
         let (fd, shape) = self.find_map(name)?;
         Mapped::new(name, &fd, shape)
+    }
+
+    /// The array of one value of eight octets called `name`, to be written in place.
+    ///
+    /// # Errors
+    /// There is none, or it is something else, or cannot be mapped (before 5.5).
+    pub fn word(&self, name: &str) -> Result<Word> {
+        let (fd, shape) = self.find_map(name)?;
+        Word::new(name, &fd, shape)
     }
 
     /// The per-CPU array of 64-bit counters called `name`.

@@ -1,11 +1,14 @@
-//! eBPF arrays that user space reads in place (mmap(2) of a map, Linux 5.5): a look costs no
-//! system call. Whoever has one may read on any thread, while programs write.
+//! eBPF arrays that user space has in its memory (mmap(2) of a map, Linux 5.5): a look costs
+//! no system call, and a word can be changed at once. Whoever has one may use it on any
+//! thread, while programs read and write it: by atomic words only.
 #![allow(unsafe_code)]
 
+use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::abi::Plain;
 use super::map::Shape;
@@ -20,20 +23,24 @@ pub struct Mapped<V> {
     types: PhantomData<fn() -> V>,
 }
 
-// SAFETY: the memory is only read, by volatile loads, and belongs to the kernel.
+// SAFETY: the memory is used by atomic loads and stores only, and belongs to the kernel.
 unsafe impl<V> Send for Mapped<V> {}
 // SAFETY: as above; each look is for itself.
 unsafe impl<V> Sync for Mapped<V> {}
 
 impl<V: Plain> Mapped<V> {
     pub(super) fn new(name: &str, fd: &OwnedFd, shape: Shape) -> Result<Self> {
+        Mapped::with_access(name, fd, shape, libc::PROT_READ)
+    }
+
+    fn with_access(name: &str, fd: &OwnedFd, shape: Shape, access: c_int) -> Result<Self> {
         shape.expect(name, size_of::<u32>(), size_of::<V>())?;
         if size_of::<V>() % 8 != 0 {
             return Err(Error::internal(format!("map {name:?} has gaps between its values")));
         }
         let (entries, fd) = (shape.entries as usize, fd.as_raw_fd());
         let length = entries * size_of::<V>();
-        let (access, kind) = (libc::PROT_READ, libc::MAP_SHARED);
+        let kind = libc::MAP_SHARED;
         // SAFETY: a new mapping, wherever the kernel finds room; it rounds the length up.
         let start = unsafe { libc::mmap(ptr::null_mut(), length, access, kind, fd, 0) };
         if start == libc::MAP_FAILED {
@@ -50,11 +57,44 @@ impl<V: Plain> Mapped<V> {
         if index >= self.entries {
             return V::default();
         }
-        // SAFETY: within the mapping, as was just checked.
-        let place = unsafe { self.start.cast::<V>().add(index) };
-        // SAFETY: values are aligned to 8 octets from the start of a page on, live as long
-        // as the mapping, and any bytes are a value of a Plain type.
-        unsafe { place.as_ptr().read_volatile() }
+        let words = size_of::<V>() / size_of::<usize>();
+        let mut value = V::default();
+        let out = (&raw mut value).cast::<usize>();
+        for word in 0..words {
+            // SAFETY: within the mapping, since the index is, and a value has so many words.
+            let place = unsafe { self.start.cast::<AtomicUsize>().add(index * words + word) };
+            // SAFETY: aligned from the start of a page on, and alive as long as the mapping.
+            // A relaxed load of a machine word is allowed where nothing may be written.
+            let octets = unsafe { place.as_ref() }.load(Ordering::Relaxed);
+            // SAFETY: within the value.
+            let to = unsafe { out.add(word) };
+            // SAFETY: the value may be so aligned or not; any bytes are one of a Plain type.
+            unsafe { to.write_unaligned(octets) };
+        }
+        value
+    }
+}
+
+/// An array of one value of eight octets, mapped for writing.
+#[derive(Debug)]
+pub struct Word(Mapped<u64>);
+
+impl Word {
+    pub(super) fn new(name: &str, fd: &OwnedFd, shape: Shape) -> Result<Self> {
+        if shape.entries != 1 {
+            return Err(Error::config(format!("map {name:?} of the eBPF object is no one word")));
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        Mapped::with_access(name, fd, shape, access).map(Word)
+    }
+
+    /// Sets it, so that no program sees half of the change, and none sees it before what
+    /// was written to other maps until now.
+    pub fn store(&self, value: u64) {
+        let place = self.0.start.cast::<AtomicU64>();
+        // SAFETY: the start of a page, which holds eight octets at least, is aligned, and
+        // lives as long as the mapping, which may be written.
+        unsafe { place.as_ref() }.store(value, Ordering::Release);
     }
 }
 

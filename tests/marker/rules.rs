@@ -264,5 +264,12 @@ fn a_path_without_room_is_remembered_for_what_a_rule_marks() {
         assert_untouched(&rig, &large.frame(), Some("PATH_MTU"), "after");
         assert_marked(&rig, &Packet::udp(100), "a small one");
         assert_marked(&rig, &Packet::tcp(1300), "another flow");
+        // Anybody can send such a message about what no rule is for.
+        let of_no_rule = Packet::udp(1300).with(|p| p.dst[15] ^= 1);
+        rig.set_rules(0, &[Rule { classes: RULE_TCP, ..ours() }]);
+        let message = too_big(1280, &marked(&of_no_rule, strategy)).frame();
+        assert_eq!(rig.ingress(&message).packet, message);
+        rig.set_rules(0, &[ours()]);
+        assert_marked(&rig, &of_no_rule, "it was not remembered");
     }
 }

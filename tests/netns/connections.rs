@@ -256,6 +256,27 @@ fn the_program_of_somebody_else_works_beside_it() {
     connect(false, 3);
 }
 
+/// The kernel has one mode per group: whoever wants to be alone where glowd is, is refused.
+#[test]
+fn others_can_be_beside_the_reports_as_one_of_many_only() {
+    if skip_unless_root() {
+        return;
+    }
+    let (elsewhere, group, below) = (Group::new(), Group::new(), Group::new());
+    let (_object, _link) = foreign(&elsewhere);
+    let id = elsewhere.programs()[0].to_string();
+    let _watched = Connections::watch(&group.0, &Wanted::default()).expect("to watch");
+    let attach = |group: &Group, mode: &[&str]| {
+        let mut command = Command::new("bpftool");
+        command.args(["cgroup", "attach"]).arg(&group.0).args(["sock_ops", "id", &id]);
+        command.args(mode).output().expect("bpftool").status.success()
+    };
+    assert!(attach(&below, &[]), "nobody is there");
+    assert!(!attach(&group, &[]) && !attach(&group, &["override"]));
+    assert!(attach(&group, &["multi"]));
+    assert_eq!(group.programs().len(), 2);
+}
+
 /// What an hour's period would miss is told by the kernel: with its whole life, its
 /// program's name among the rules, also over IPv4.
 #[test]

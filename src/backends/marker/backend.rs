@@ -5,6 +5,7 @@
 //! that follows the interfaces.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use log::{debug, error, info};
 
@@ -24,7 +25,8 @@ use crate::meter::Meter;
 use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
 use crate::metrics::{interfaces, Count, Metrics};
 use crate::part::Context;
-use crate::registry;
+use crate::queue::RecvTimeoutError;
+use crate::registry::{self, Registry};
 use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_LABELS, UNMARKED_REASONS};
 use crate::sys::bpf::{Map, PerCpuArray};
 use crate::warn_limited;
@@ -41,6 +43,8 @@ pub(super) struct Marker {
     /// What a plugin wants all other packets to carry.
     everything: Option<Tag>,
     registry: Arc<registry::Names>,
+    /// None: there are no rules.
+    given: Option<Given>,
     /// None: it was given away, or there is none.
     meter: Option<Slots>,
     /// How many entries map `flows` has room for.
@@ -48,6 +52,16 @@ pub(super) struct Marker {
     /// How many entries map `flows` has.
     pub(super) entries: Arc<Count>,
 }
+
+/// The rules as the configuration has them.
+struct Given {
+    section: Arc<Section>,
+    /// By which names they were read.
+    registry: Arc<Registry>,
+}
+
+/// How often is looked whether the registry has changed, if rules may name what is in it.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
     let marker = Marker::new(section, context)?;
@@ -66,6 +80,7 @@ impl Marker {
         let follower = Follower::new(wanted, view, programs, &links)?;
         let object = follower.programs().object();
         let mut table = Table::new(object)?;
+        let given = Given::new(Arc::new(section.clone()), context.names.get());
         let found = rules::read(section, &context.names)?;
         table.set(&found).map_err(|cause| Error::os("cannot set the rules", cause))?;
         Ok(Marker {
@@ -74,6 +89,7 @@ impl Marker {
             rules: table,
             newest: section.bool("matchAll").then(Newest::default),
             everything: None,
+            given,
             registry: context.names.clone(),
             meter: follower.programs().meter()?,
             capacity: context.max_flows,
@@ -184,14 +200,31 @@ impl Marker {
     }
 
     /// Other rules; if they cannot be, those in force stay.
-    fn reload(&mut self, section: &Section) {
-        let set = |found: Vec<_>| {
-            let set = self.rules.set(&found);
-            set.map_err(|cause| Error::os("cannot set the rules", cause))
-        };
-        if let Err(error) = rules::read(section, &self.registry).and_then(set) {
-            error!("backends.marker: {error}; the rules stay as they were");
+    fn reload(&mut self, section: &Arc<Section>) {
+        let given = Given::new(section.clone(), self.registry.get());
+        match self.set_rules(section) {
+            Ok(()) => self.given = given,
+            Err(error) => error!("backends.marker: {error}; the rules stay as they were"),
         }
+    }
+
+    /// The same rules, if names may mean other ids than before.
+    pub(super) fn look_up_names(&mut self) {
+        let Some(given) = &mut self.given else { return };
+        let registry = self.registry.get();
+        if Arc::ptr_eq(&registry, &given.registry) {
+            return;
+        }
+        given.registry = registry;
+        let section = given.section.clone();
+        if let Err(error) = self.set_rules(&section) {
+            error!("backends.marker: by the registry of now: {error}; the rules stay as they were");
+        }
+    }
+
+    fn set_rules(&mut self, section: &Section) -> Result<()> {
+        let found = rules::read(section, &self.registry)?;
+        self.rules.set(&found).map_err(|cause| Error::os("cannot set the rules", cause))
     }
 
     /// The names of those that are marked, or "none".
@@ -222,6 +255,12 @@ impl Marker {
     }
 }
 
+impl Given {
+    fn new(section: Arc<Section>, registry: Arc<Registry>) -> Option<Self> {
+        (!section.rules("rules").is_empty()).then_some(Given { section, registry })
+    }
+}
+
 impl Backend for Marker {
     fn capacity(&self) -> Option<u32> {
         Some(self.capacity)
@@ -234,8 +273,17 @@ impl Backend for Marker {
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {
         // Beside this thread, so that an event never waits for an interface.
         let _following = self.follower.take().map(Follower::start).transpose()?;
-        while let Some(batch) = events.recv() {
-            self.apply(&batch);
+        loop {
+            let batch = match &self.given {
+                None => events.recv().ok_or(RecvTimeoutError::Disconnected),
+                Some(_) => events.recv_within(LOOK),
+            };
+            self.look_up_names();
+            match batch {
+                Ok(batch) => self.apply(&batch),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
         }
         self.report();
         Ok(())

@@ -112,7 +112,8 @@ static KEYS: &[Key] = &[
         default: "false",
         live: false,
         doc: "Whether packets that belong to no open flow and meet no rule carry a tag too: that \
-              of the flow that was opened last and is still open.",
+              of the flow that was opened last and is still open. Fragments of a packet after its \
+              first never carry one, since nothing in them says which flow they are of.",
     },
     Key {
         name: "countReceived",

@@ -12,7 +12,7 @@ use crate::net::prefix::Prefix;
 use crate::registry::Names;
 use crate::rules::Rules;
 use crate::sys::abi::{Rule, RulesHead, MAX_RULES, RULE_TCP, RULE_UDP};
-use crate::sys::bpf::{Map, Object};
+use crate::sys::bpf::{Map, Object, Word};
 
 /// What the rules of that section come to.
 ///
@@ -78,11 +78,21 @@ fn halves(local: u128, remote: u128) -> [[u8; 8]; 4] {
     })
 }
 
+/// The word that says which table is in use.
+#[derive(Debug)]
+enum Head {
+    /// Changed at once.
+    Word(Word),
+    /// Copied by the kernel, which promises no more than its eight octets: where maps
+    /// cannot be mapped (before 5.5).
+    Map(Map<u32, RulesHead>),
+}
+
 /// The rules in the kernel.
 #[derive(Debug)]
 pub(super) struct Table {
     rules: Map<u32, Rule>,
-    head: Map<u32, RulesHead>,
+    head: Head,
     /// As it is in the kernel.
     now: RulesHead,
     /// Of the table that was written last; its lowest bit says which of the two.
@@ -95,8 +105,12 @@ impl Table {
     /// # Errors
     /// They are not ours.
     pub(super) fn new(object: &Object) -> Result<Self> {
-        let (rules, head) = (object.map("rules")?, object.map(".data.rules")?);
-        Ok(Table { rules, head, now: RulesHead::default(), version: 0 })
+        const HEAD: &str = ".data.rules";
+        let head = match object.word(HEAD) {
+            Ok(word) => Head::Word(word),
+            Err(_) => Head::Map(object.map(HEAD)?),
+        };
+        Ok(Table { rules: object.map("rules")?, head, now: RulesHead::default(), version: 0 })
     }
 
     /// Replaces all rules but the last one. Packets go by the old ones until all new
@@ -144,8 +158,10 @@ impl Table {
 
     fn publish(&mut self, head: RulesHead) -> io::Result<()> {
         if head != self.now {
-            // Eight octets, which the kernel copies at once.
-            self.head.update(&0, &head)?;
+            match &self.head {
+                Head::Word(word) => word.store(head.word()),
+                Head::Map(map) => map.update(&0, &head)?,
+            }
             self.now = head;
         }
         Ok(())

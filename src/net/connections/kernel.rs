@@ -39,7 +39,8 @@ impl Connections {
     /// counted as lost; there is room for 10,922 reports.
     ///
     /// # Errors
-    /// The kernel cannot (5.8 brought what it takes), the process may not, the folder is
+    /// The kernel cannot (5.10 brought what it takes: bpf_skc_to_tcp_sock in
+    /// programs for sockets), the process may not, the folder is
     /// not that of a control group (v2), or somebody has attached a program to it that
     /// tolerates no other.
     pub fn watch(cgroup: &Path, wanted: &Wanted) -> Result<Self> {

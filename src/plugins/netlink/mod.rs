@@ -100,8 +100,11 @@ pub(super) static SPEC: Spec = Spec {
                 "Whether the kernel also tells of TCP connections at once, so that short ones are \
                   not missed and what this host opens is marked from its first packet of data: by \
                   an eBPF program on the control group that contains all others, beside those of \
-                  others there. It takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.8; where it cannot \
-                  be, auto means looking once in a period only. A SYN from outside counts for \
+                  others there. Meanwhile others can attach programs for sockets to that group only \
+                  as one of many (BPF_F_ALLOW_MULTI), and those that see the same connections are \
+                  told of their changes of state too (BPF_SOCK_OPS_STATE_CB), whether they have \
+                  asked for it or not. It takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and Linux \
+                  5.10 with BTF; where it cannot be, auto means looking once in a period only. A SYN from outside counts for \
                   nothing, since anybody can send those, so what another host opens is a flow \
                   once the connection is established.",
         },

@@ -64,6 +64,14 @@ fn the_map_follows_the_events() {
     });
 }
 
+/// Ethernet, IPv6 and TCP of nobody's.
+fn frame() -> Vec<u8> {
+    let mut frame = vec![0; 14 + 40 + 20];
+    frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+    (frame[19], frame[20]) = (20, 6);
+    frame
+}
+
 /// Three sets of rules that follow each other in two tables; whoever sees parts of two of
 /// them meets a tag that none of them gives.
 #[test]
@@ -91,14 +99,13 @@ fn a_packet_sees_the_rules_before_a_change_or_after_it() {
             rules
         };
         let sets = [set(0, 1), set(MAX_RULES - 1, 2), set(MAX_RULES / 2, 3)];
-        // Ethernet, IPv6 and TCP of nobody's.
-        let mut frame = vec![0; 14 + 40 + 20];
-        frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
-        (frame[19], frame[20]) = (20, 6);
+        let frame = frame();
         let mut marker = marker(&[]).unwrap();
         let Marker { follower, rules, .. } = &mut marker;
         let program = follower.as_ref().unwrap().programs().object().program("marker_eth").unwrap();
         rules.set(&sets[0]).unwrap();
+        // No packet meets it: each set has a rule for all of TCP.
+        rules.set_last(Tag::new(2, 62).ok()).unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
         let seen = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
@@ -113,11 +120,59 @@ fn a_packet_sees_the_rules_before_a_change_or_after_it() {
             for round in 1..2000 {
                 rules.set(&sets[round % 3]).unwrap();
             }
+            // Such that halves of two have none.
+            let short = [vec![rule(1, RULE_TCP)], set(MAX_RULES - 1, 2), set(2, 3)[..3].to_vec()];
+            for round in 1..10_000 {
+                rules.set(&short[round % 3]).unwrap();
+            }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             watcher.join().unwrap()
         });
         assert!(seen[1] > 0 && seen[2] > 0 && seen[3] > 0, "{seen:?}");
         assert_eq!(seen.iter().sum::<u32>() - seen[0], seen[1] + seen[2] + seen[3], "{seen:?}");
+    });
+}
+
+/// Without a reload.
+#[test]
+fn rules_mean_what_the_registry_says_now() {
+    use crate::registry::{Names, Unknown};
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("registry.json");
+        let publish = |name: &str, id: u64| {
+            let one = format!(r#"{{"expName": "{name}", "expId": {id}, "activities": []}}"#);
+            std::fs::write(&file, format!(r#"{{"experiments": [{one}]}}"#)).unwrap();
+        };
+        publish("some", 7);
+        let names = Names::open(file.to_str().unwrap(), "", Unknown::Accept).unwrap();
+        let context = Context { names: names.into(), ..Context::new(1000) };
+        let config =
+            r#"{"backends": {"marker": {"rules": [{"experiment": "some", "activity": 1}]}}}"#;
+        let config = crate::config::Config::parse(config, "test").unwrap();
+        let mut marker = Marker::new(&config.backends[0].1, &context).unwrap();
+        let mut carried = || {
+            marker.look_up_names();
+            let programs = marker.follower.as_ref().unwrap().programs();
+            let program = programs.object().program("marker_eth").unwrap();
+            let out = program.test_run(&frame(), None, 1).unwrap().packet;
+            let label = u32::from_be_bytes(out[14..18].try_into().unwrap()) & 0xf_ffff;
+            Tag::from_label(label).map(|tag| tag.experiment())
+        };
+        assert_eq!(carried(), Some(7));
+        publish("some", 77);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while carried() != Some(77) {
+            assert!(Instant::now() < deadline, "it stays {:?}", carried());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // A name that is gone changes nothing.
+        publish("another", 377);
+        while context.names.get().experiment_name(377).is_none() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(carried(), Some(77));
     });
 }
 
