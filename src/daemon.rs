@@ -72,6 +72,8 @@ fn live(
 ) -> Result<()> {
     let metrics = Arc::<Metrics>::default();
     let names = Arc::new(config.names()?);
+    // All that are unknown, not the first one that a part meets.
+    config.check_names_by(&names.get())?;
     let context = Context {
         max_flows: config.max_flows(),
         names,

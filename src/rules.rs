@@ -5,7 +5,7 @@
 //! one they need next to decide, and it is looked up only then.
 //!
 //! Pure, but for the names of users: they are looked up once, when a configuration is
-//! read, and remembered.
+//! read, and remembered. Whether control groups are there is looked up for warnings.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -49,7 +49,8 @@ pub mod keys {
     pub const LOCAL_PREFIX: Key = key(
         "localPrefix",
         Kind::Prefixes,
-        "Address of the end on this host. An IPv4 prefix is also for IPv4 on a socket of IPv6.",
+        "Address of the end on this host. An IPv4 prefix is for IPv4, also on a socket of IPv6; such \
+         packets cannot be marked.",
     );
     /// Addresses of the other host.
     pub const REMOTE_PREFIX: Key =
@@ -66,8 +67,9 @@ pub mod keys {
     pub const CGROUP: Key = key(
         "cgroup",
         Kind::Path,
-        "The control group of the socket, such as /system.slice/xrootd.service, or one above it: the \
-         path in the hierarchy of version 2.",
+        "The control group of the socket, such as \
+         /system.slice/system-xrootd.slice/xrootd@clustered.service, or one above it: the path in \
+         the hierarchy of version 2, which /proc/PID/cgroup shows behind 0::.",
     );
     /// The program.
     pub const COMMAND: Key = key(
@@ -154,7 +156,7 @@ pub struct Subject<'a> {
     pub remote: SocketAddr,
     /// Who owns the socket.
     pub uid: Fact<u32>,
-    /// Its control group, such as "/system.slice/xrootd.service"; "/" is the root.
+    /// Its control group, such as "/system.slice/ssh.service"; "/" is the root.
     pub cgroup: Fact<&'a str>,
     /// The names of the processes that have the socket.
     pub command: Fact<&'a [Box<str>]>,
@@ -267,6 +269,7 @@ impl Rules {
             }
         }
         if problems.is_empty() {
+            warn_of_missing_groups(path, &read);
             Ok(Rules(read))
         } else {
             Err(problems)
@@ -392,10 +395,26 @@ pub fn tag(section: &Section, registry: &Registry) -> Result<Tag, (&'static str,
 fn cgroup(path: &str) -> Result<String, String> {
     let odd = |part: &str| matches!(part, "" | "." | "..");
     let whole = path.strip_suffix('/').unwrap_or(path);
+    let mounted = whole.strip_prefix("/sys/fs/cgroup");
+    if mounted.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(format!("{path:?} is where groups are mounted: leave out /sys/fs/cgroup"));
+    }
     match whole.strip_prefix('/') {
         Some(inner) if !inner.split('/').any(odd) => Ok(whole.to_owned()),
         None if path == "/" => Ok(String::new()),
-        _ => Err(format!("{path:?} is not a path such as \"/system.slice/xrootd.service\"")),
+        _ => Err(format!("{path:?} is not a path such as \"/system.slice/ssh.service\"")),
+    }
+}
+
+/// A group may come later, but often its path is wrong.
+fn warn_of_missing_groups(path: &str, rules: &[Rule]) {
+    // Where none are mounted, whoever needs them says so.
+    let Ok(root) = crate::net::connections::root() else { return };
+    for (index, rule) in rules.iter().enumerate() {
+        let Some(group) = &rule.cgroup else { continue };
+        if !root.join(group.trim_start_matches('/')).is_dir() {
+            log::warn!("{path}[{index}].cgroup: there is no control group {group:?} now");
+        }
     }
 }
 

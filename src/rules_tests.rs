@@ -162,7 +162,7 @@ fn what_is_no_rule_is_refused_with_its_place() {
         Ok(_) => panic!("accepted: {json}"),
     };
     let base = r#""experiment": 2, "activity": 16"#;
-    let path = "\"/system.slice/xrootd.service\"";
+    let path = "\"/system.slice/ssh.service\"";
     for (rule, problem) in [
         (
             r#""locaPort": 1"#,
@@ -191,6 +191,11 @@ fn what_is_no_rule_is_refused_with_its_place() {
         (r#""localPrefix": []"#, "localPrefix: names none, so the rule would never match"),
         (r#""user": "" "#, "user: must not be empty"),
         (r#""user": -1"#, "user: found the number -1, expected a name or a number"),
+        (
+            r#""cgroup": "/sys/fs/cgroup/system.slice""#,
+            "cgroup: \"/sys/fs/cgroup/system.slice\" is where groups are mounted: leave out \
+             /sys/fs/cgroup",
+        ),
         (
             r#""cgroup": "xrootd.service""#,
             &format!("cgroup: \"xrootd.service\" is not a path such as {path}"),

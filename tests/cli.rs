@@ -98,6 +98,7 @@ fn tags_are_encoded_and_decoded() {
          header      06 00 1e 03 00 02 10 00 (before TCP)\n\
          tcpdump     'ip6[0:4] & 0x3fefc == 0x10040'\n"
     );
+    assert_eq!(printed(&["tag", "encode", "atlas", "Production", "Output"]), encoded);
     for value in ["144", "06 00 1e 03 00 02 10 00"] {
         let decoded = printed(&["tag", "decode", value]);
         assert!(decoded.contains("experiment 2 (atlas), activity 16 (Production Output)\n"));
@@ -116,7 +117,11 @@ fn tags_are_encoded_and_decoded() {
          activity 32 (not registered)\n"
     );
     for (words, message) in [
-        (&["tag", "encode", "2"][..], "\"tag encode\" takes two words: "),
+        (
+            &["tag", "encode", "2"][..],
+            "\"tag encode\" takes an experiment and one of its activities",
+        ),
+        (&["tag", "encode"], "\"tag encode\" takes an experiment and one of its activities"),
         (&["tag", "encode", "alice", "64"], "activity 64 is out of range (0 to 63)"),
         (&["tag", "encode", "alcie", "1"], "\"alcie\" is no experiment: did you mean \"alice\"?"),
         (&["tag", "decode"], "\"tag decode\" takes a number, or bytes in hexadecimal"),

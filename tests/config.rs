@@ -126,6 +126,26 @@ fn names_that_are_not_registered_are_found_by_who_checks() {
         "plugins.netlink.experiment: experiment 512 is out of range (1 to 511)",
     ];
     assert_eq!(check(wrong), Err(problems.join("\n")));
+    let text = r#"{"plugins": {"iperf3": {"experimentIDs": ["altas", 2],
+        "activityIDs": [1, "Stagign"]}}, "backends": {}}"#;
+    let error = Config::parse(text, "c").unwrap().check_names().unwrap_err().to_string();
+    let keys: Vec<_> = error.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(keys, ["plugins.iperf3.experimentIDs", "plugins.iperf3.activityIDs"]);
+}
+
+/// A directory service may know them a little later.
+#[test]
+fn an_unknown_user_alone_is_no_wrong_configuration() {
+    let status = |experiment: &str| {
+        let text = format!(
+            r#"{{"plugins": {{"netlink": {{"rules": [{{"user": "no such user",
+                "experiment": "{experiment}", "activity": 1}}]}}}}, "backends": {{}}}}"#
+        );
+        let error = Config::parse(&text, "c").unwrap().check_names().unwrap_err();
+        assert!(error.to_string().contains("there is no user \"no such user\""), "{error}");
+        error.class() as i32
+    };
+    assert_eq!((status("atlas"), status("altas")), (71, 78));
 }
 
 #[test]

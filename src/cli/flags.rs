@@ -123,7 +123,8 @@ pub static COMMANDS: &[Command] = &[
         operand: Some("EXPERIMENT ACTIVITY"),
         doc: "Print a tag in all the forms in which it travels. These are the scitag integer of \
               XRootD and HTTP, the IPv6 flow label, the option of the extension headers, and a \
-              filter for tcpdump. Both words are ids or registered names, in any case.",
+              filter for tcpdump. Both are ids or registered names, in any case; the words behind \
+              EXPERIMENT are one name.",
         run: tag::encode,
     },
     Command {

@@ -102,7 +102,11 @@ fn key(key: &Key) -> String {
     }
     if let Kind::Choice(choices) = key.kind {
         for choice in choices.iter().filter(|choice| !choice.aliases.is_empty()) {
-            let aliases = escape(&choice.aliases.join(", "));
+            let known = choice.aliases.iter().map(|alias| match *alias {
+                "" => "the empty text",
+                alias => alias,
+            });
+            let aliases = escape(&known.collect::<Vec<_>>().join(", "));
             text.push_str(&format!("Alias of {}: {aliases}.\n", escape(choice.name)));
         }
     }

@@ -12,12 +12,15 @@ use crate::scitag::{self, Form};
 
 pub(super) fn encode(args: &Args) -> Result<()> {
     let registry = registry(args)?;
-    let [experiment, activity] = args.operands.as_slice() else {
-        return Err(Error::usage(
-            "\"tag encode\" takes two words: an experiment and one of its activities",
-        ));
+    let (experiment, activity) = match args.operands.split_first() {
+        Some((experiment, activity)) if !activity.is_empty() => (experiment, activity),
+        _ => {
+            let text = "\"tag encode\" takes an experiment and one of its activities";
+            return Err(Error::usage(text));
+        }
     };
-    let tag = registry.tag(experiment, activity).map_err(Error::usage)?;
+    // A name of several words, as in a line of the pipe.
+    let tag = registry.tag(experiment, &activity.join(" ")).map_err(Error::usage)?;
     print(&forms(tag, &registry))
 }
 

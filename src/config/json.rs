@@ -52,7 +52,13 @@ pub(super) fn parse(text: &str) -> Result<Node<'_>, Problem> {
             let line_start: usize = lines.map(str::len).sum();
             let at = (line_start + error.column().saturating_sub(1)).min(text.len());
             let at = (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            Err(Problem { at, message: format!("not JSON: {}", reason(&error)) })
+            let closes = text[at..].starts_with(['}', ']']);
+            let message = if closes && text[..at].trim_end().ends_with(',') {
+                "not JSON: a comma stands before the closing bracket".into()
+            } else {
+                format!("not JSON: {}", reason(&error))
+            };
+            Err(Problem { at, message })
         }
     }
 }

@@ -23,9 +23,9 @@ use std::time::Duration;
 use log::{Level, LevelFilter};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::log::Destination;
-use crate::registry::{Names, Unknown};
+use crate::registry::{Names, Registry, Unknown};
 use crate::{backends, enrichers, plugins};
 
 pub use change::Change;
@@ -195,46 +195,61 @@ impl Config {
     }
 
     /// Whether the experiments, activities and users that are given by name are known.
-    /// Parts say so when they are built; this is for those who only check.
     ///
     /// # Errors
-    /// The registry cannot be read, or some are not known: a line each.
+    /// As [`Config::check_names_by`], or the registry cannot be read.
     pub fn check_names(&self) -> Result<()> {
-        let names = self.names()?;
-        let registry = names.get();
-        let mut problems = Vec::new();
+        self.check_names_by(&self.names()?.get())
+    }
+
+    /// The same by the names of that registry.
+    ///
+    /// # Errors
+    /// Some are not known: a line each. If all those are users, it is the system that does
+    /// not know them, as it may later.
+    pub fn check_names_by(&self, registry: &Registry) -> Result<()> {
+        let (mut problems, mut users) = (Vec::new(), Vec::new());
         for section in self.sections() {
             let inner = section.values().iter().filter_map(|(_, value)| match value {
                 Value::Rules(rules) => Some(rules),
                 _ => None,
             });
             for section in inner.flatten().chain([section]) {
+                let mut wrong = |key: &str, problem: String| {
+                    problems.push(format!("{}.{key}: {problem}", section.path()));
+                };
                 let given = |key| section.has(key) && !section.text(key).is_empty();
                 if given("experiment") && given("activity") {
-                    if let Err((key, problem)) = crate::rules::tag(section, &registry) {
-                        problems.push(format!("{}.{key}: {problem}", section.path()));
-                    }
-                }
-                if section.has("user") {
-                    if let Err(problem) = crate::rules::uid(section.text("user")) {
-                        problems.push(format!("{}.user: {problem}", section.path()));
+                    if let Err((key, problem)) = crate::rules::tag(section, registry) {
+                        wrong(key, problem);
                     }
                 }
                 if section.has("experimentIDs") && section.has("activityIDs") {
                     let pairs =
                         section.list("experimentIDs").iter().zip(section.list("activityIDs"));
                     for (experiment, activity) in pairs {
-                        if let Err(problem) = registry.tag(experiment, activity) {
-                            problems.push(format!("{}.experimentIDs: {problem}", section.path()));
+                        match registry.experiment(experiment) {
+                            Err(problem) => wrong("experimentIDs", problem),
+                            Ok(id) => {
+                                let tag = registry.activity(id, activity);
+                                tag.err().into_iter().for_each(|text| wrong("activityIDs", text));
+                            }
                         }
+                    }
+                }
+                if section.has("user") {
+                    if let Err(problem) = crate::rules::uid(section.text("user")) {
+                        users.push(format!("{}.user: {problem}", section.path()));
                     }
                 }
             }
         }
+        let class = if problems.is_empty() { Class::Os } else { Class::Config };
+        problems.append(&mut users);
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(Error::config(problems.join("\n")))
+            Err(Error::new(class, problems.join("\n")))
         }
     }
 

@@ -55,7 +55,8 @@ pub(super) static SPEC: Spec = Spec {
             default: "false",
             live: false,
             doc: "Whether each connection of this host is a flow with that tag, so that its start \
-                  and its end are reported. They are found as plugin netlink finds them, in whose \
+                  and its end are reported; as a flow it comes before the rules of the marker. \
+                  They are found as plugin netlink finds them, in whose \
                   name the log speaks of it. Where that plugin is in use too, give it an \
                   experiment and an activity instead.",
         },

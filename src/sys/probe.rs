@@ -41,7 +41,7 @@ pub fn can_count() -> bool {
     has_helper(sys::BPF_FUNC_jiffies64)
 }
 
-/// Whether the kernel makes maps that forget their oldest entries (4.10). Also yes if
+/// Whether the kernel makes maps that forget their oldest entries (4.10). Also no if
 /// glowd may not ask.
 pub fn has_lru_maps() -> bool {
     listen();
@@ -50,7 +50,7 @@ pub fn has_lru_maps() -> bool {
     answer != 0
 }
 
-/// Whether the kernel has ring buffers (5.8). Also yes if glowd may not ask.
+/// Whether the kernel has ring buffers (5.8). Also no if glowd may not ask.
 pub fn has_ring_buffers() -> bool {
     listen();
     // SAFETY: no options are passed.

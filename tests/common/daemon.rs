@@ -83,8 +83,7 @@ impl Nobody {
     /// The command that becomes glowd; the user gets the folder and its own copy of
     /// the binary, which may be in somebody's home.
     pub(crate) fn command(self, dir: &TempDir) -> Command {
-        let copy = dir.path().join("glowd");
-        std::fs::copy(binary(), &copy).expect("a copy of glowd");
+        let copy = copy_of_binary(dir);
         chown(dir.path(), Some(Self::ID), Some(Self::ID)).expect("to give it away");
         let id = Self::ID.to_string();
         let mut command = Command::new("setpriv");
@@ -93,6 +92,15 @@ impl Nobody {
         command.args(["--bounding-set", self.0]).args(wrapper()).arg(copy);
         command
     }
+}
+
+/// A process of its own writes it: a child that another test forks off meanwhile would
+/// hold this one's descriptor, and what is open for writing cannot be run (ETXTBSY).
+fn copy_of_binary(dir: &TempDir) -> PathBuf {
+    let copy = dir.path().join("glowd");
+    let status = Command::new("cp").arg(binary()).arg(&copy).status().expect("cp");
+    assert!(status.success(), "cannot copy {:?}", binary());
+    copy
 }
 
 /// How a daemon ended that never became ready.
@@ -176,8 +184,7 @@ impl Daemon {
         std::fs::write(dir.path().join("conf.json"), config.to_string())
             .expect("to write the configuration");
         // Where the user can reach it, wherever the tree is.
-        let copy = dir.path().join("glowd");
-        std::fs::copy(binary(), &copy).expect("to copy glowd");
+        let copy = copy_of_binary(&dir);
         let mut command = Command::new("setpriv");
         let id = user.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);

@@ -51,3 +51,29 @@ fn a_missing_capability_is_named() {
         assert!(!left.contains("clsact"), "{left}");
     }
 }
+
+/// Not the kernel, which can.
+#[test]
+fn what_is_told_at_once_takes_capabilities_that_are_named() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let netlink = serde_json::json!({"immediate": "true", "experiment": 2, "activity": 15});
+    let config = serde_json::json!({"plugins": {"netlink": netlink}, "backends": {}});
+    for (has, missing) in [
+        ("-all,+net_admin,+perfmon", "CAP_BPF"),
+        ("-all,+bpf,+perfmon", "CAP_NET_ADMIN"),
+        ("-all,+bpf,+net_admin", "CAP_PERFMON"),
+    ] {
+        let failure = Daemon::try_start_as(config.clone(), Some(&pair.here), Some(Nobody(has)));
+        let failure = failure.err().expect("it is not told");
+        assert_eq!(failure.status.code(), Some(71), "{}", failure.log);
+        assert!(
+            failure.log.contains(&format!("at once: glowd lacks {missing}")),
+            "{}",
+            failure.log
+        );
+        assert!(!failure.log.contains("ring buffers"), "{}", failure.log);
+    }
+}

@@ -1,10 +1,12 @@
 //! Rules of the marker: packets of no flow that carry a tag.
 
+use std::net::Shutdown;
+
 use serde_json::json;
 
 use super::rig::{each, is_marked, is_plain, line, of, Rig, Strategy, ATLAS, CMS, STRATEGIES};
 use crate::common::packet::{Packet, TCP, UDP};
-use crate::common::{skip_unless_root, udp, v6, Connection, Pair, HERE, HERE_TOO, THERE};
+use crate::common::{skip_unless_root, udp, v6, Connection, Pair, HERE, HERE_TOO, PATIENCE, THERE};
 
 #[test]
 fn packets_of_no_flow_carry_the_tag_of_the_first_rule_that_fits() {
@@ -77,6 +79,11 @@ fn a_flow_with_the_tag_of_its_rule_keeps_its_label() {
         rig.daemon.wait_for_line(if start { "start tcp" } else { "end tcp" });
         connection.ping_pong(5);
     }
+    // An acknowledgement may be delayed beyond the daemon's end: a FIN bears it, and is the
+    // last that this side sends as long as the other keeps its end open.
+    connection.client.shutdown(Shutdown::Write).expect("to end it");
+    let is_fin = |packet: &Packet| packet.src_port == 40_000 && packet.tcp_flags & 1 == 1;
+    rig.capture.find(0, PATIENCE, is_fin).expect("its FIN");
     rig.daemon.stop(&[]);
     let packets = rig.capture.finish();
     let labels: std::collections::BTreeSet<u32> =

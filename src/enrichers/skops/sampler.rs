@@ -305,7 +305,8 @@ impl Changes {
 /// What sock_diag(7) tells of a flow's socket, if there is a whole one.
 fn look(diag: &mut Diag, id: &FlowId) -> Option<FlowInfo> {
     let mut found = None;
-    let outcome = diag.look_up(id, NO_COOKIE, u8::MAX, |socket| {
+    // One that is bound to an interface is not found so; its last sample stays.
+    let outcome = diag.look_up(id, NO_COOKIE, 0, u8::MAX, |socket| {
         if ![State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
             found = Some(FlowInfo::new(Timestamp::now(), socket.cookie, socket.attributes()));
         }

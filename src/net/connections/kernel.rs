@@ -10,14 +10,16 @@ use std::path::Path;
 use nix::time::{clock_gettime, ClockId};
 
 use super::{Change, Connection, Ports, Process, Wanted};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::flow::{FlowId, Timestamp};
 use crate::net::sock_diag::Diag;
 use crate::sys::abi::{
     ConnectionFilter, ConnectionReport, PortRanges, CONNECTION_CLOSED, CONNECTION_ESTABLISHED,
     CONNECTION_OPENED,
 };
-use crate::sys::bpf::{Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS};
+use crate::sys::bpf::{
+    lacking_capabilities, Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS,
+};
 use crate::sys::probe;
 
 /// The watch over the connections of a control group.
@@ -42,10 +44,14 @@ impl Connections {
     /// not that of a control group (v2), or somebody has attached a program to it that
     /// tolerates no other.
     pub fn watch(cgroup: &Path, wanted: &Wanted) -> Result<Self> {
-        if !probe::has_ring_buffers() {
-            let text = "the kernel cannot tell of connections at once: it has no ring buffers \
-                        for eBPF (5.8)";
-            return Err(Error::new(crate::error::Class::Os, text));
+        // First, since what the kernel says to who may not ask is another reason.
+        let cause = lacking_capabilities().or_else(|| {
+            let lacks = !probe::has_ring_buffers();
+            lacks.then(|| "the kernel has no ring buffers for eBPF (5.8)".into())
+        });
+        if let Some(cause) = cause {
+            let text = format!("connections cannot be told at once: {cause}");
+            return Err(Error::new(Class::Os, text));
         }
         let mut object = OpenObject::from_memory("connections", &CONNECTIONS.unpack()?)?;
         object.set_rodata(".rodata.here", &here()?)?;

@@ -121,7 +121,7 @@ fn at_one_moment(flow: &FlowId) -> Option<(Vec<u8>, Vec<u8>, String, String)> {
     let mut look = || {
         let (mut info, mut algorithm) = (Vec::new(), String::new());
         let wanted = extension::INFO | extension::CONGESTION;
-        diag.look_up(flow, NO_COOKIE, wanted, |socket| {
+        diag.look_up(flow, NO_COOKIE, 0, wanted, |socket| {
             info = socket.tcp_info().unwrap().0.to_vec();
             algorithm = socket.congestion().unwrap().to_owned();
         })

@@ -320,4 +320,40 @@ mod tests {
             assert!(known.contains(key), "{key}");
         }
     }
+
+    #[test]
+    fn the_description_has_every_field_of_an_open_flow() {
+        let end = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port);
+        let now = crate::flow::Timestamp::now();
+        let news = crate::flow::News {
+            heard: now,
+            usage: Some(Usage { received: 1, sent: 2 }),
+            info: None,
+        };
+        let counted =
+            Counted { slot: 0, packets: 1, octets: 2, received: Some((3, 4)), last: Some(now) };
+        let flow = Flow {
+            id: FlowId::new(Protocol::Tcp, end(1), end(2)).unwrap(),
+            tag: Tag::new(2, 16).unwrap(),
+            label: 1,
+            start: now,
+            source: "api",
+            application: Some("x".into()),
+            news: Some(news.into()),
+            counted: Some(counted),
+        };
+        let mut out = Vec::new();
+        write_flow(&flow, &Context::new(0).names.get(), &mut out);
+        let written: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&OPENAPI.read()).unwrap();
+        let described = &document["components"]["schemas"]["OpenFlow"];
+        let keys = |value: &serde_json::Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        assert_eq!(keys(&written), keys(&described["properties"]));
+        for inner in ["usage", "marked"] {
+            let known = &described["properties"][inner]["properties"];
+            assert_eq!(keys(&written[inner]), keys(known), "{inner}");
+        }
+    }
 }
