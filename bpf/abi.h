@@ -167,8 +167,10 @@ struct connection {
 	__u8 passive;		/* 1: the other end has opened it */
 	__u8 pad[2];		/* zero */
 	char command[16];	/* of that process; ends in a NUL */
+	__u32 interface;	/* that the socket is bound to; 0: none */
+	__u32 pad_too;		/* zero */
 };
-_Static_assert(sizeof(struct connection) == 88, "connection");
+_Static_assert(sizeof(struct connection) == 96, "connection");
 
 /* Ports in host order; both ends of a range belong to it. */
 struct port_ranges {

@@ -26,7 +26,7 @@ const volatile __u64 here SEC(".rodata.here") = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1024 * 1024);	/* octets: 10,922 reports */
+	__uint(max_entries, 1024 * 1024);	/* octets: 10,082 reports */
 } reports SEC(".maps");
 
 /* How many reports found no room. */
@@ -147,6 +147,7 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	connection->remote_port = bpf_htons(remote_port);
 	connection->uid = sk->sk_uid.val;
 	connection->cgroup = cgroup_of(sk);
+	connection->interface = sk->__sk_common.skc_bound_dev_if;
 	connection->change = change;
 	connection->passive = passive;
 	/* The only one that is in the context of the process that it is about. */

@@ -26,6 +26,7 @@ typedef struct {
 } possible_net_t;
 
 struct sock_common {
+	int skc_bound_dev_if;
 	possible_net_t skc_net;
 };
 

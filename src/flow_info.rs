@@ -39,13 +39,34 @@ impl FlowInfo {
     pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
         let mut kept = Vec::with_capacity(attributes.0.len());
         for (kind, value) in attributes.filter(|(kind, _)| READ.contains(kind)) {
-            let Ok(length) = u16::try_from(4 + value.len()) else { continue };
-            kept.extend_from_slice(&length.to_ne_bytes());
-            kept.extend_from_slice(&kind.to_ne_bytes());
-            kept.extend_from_slice(value);
-            kept.resize(kept.len().next_multiple_of(4), 0);
+            append(&mut kept, kind, value);
         }
         FlowInfo { time, before: None, cookie, attributes: kept.into() }
+    }
+
+    /// What TCP knew of a socket that is gone, with the state that it was closed in.
+    pub fn last(time: Timestamp, cookie: u64, attributes: Attributes<'_>, state: u8) -> Self {
+        let mut kept = Vec::new();
+        if let Some(info) = attributes.clone().find(INFO) {
+            append(&mut kept, INFO, info);
+            if let Some(field) = kept.get_mut(4) {
+                *field = state;
+            }
+        }
+        FlowInfo { time, before: None, cookie, attributes: kept.into() }
+    }
+
+    /// Takes from a sample that was before what this one lacks, as that of a socket that is
+    /// gone does.
+    pub fn complete(&mut self, before: &FlowInfo) {
+        self.before = Some(before.time);
+        let lacking = |(kind, _): &(u16, &[u8])| self.find(*kind).is_none();
+        let mut rest = Attributes(&before.attributes).filter(lacking).peekable();
+        if rest.peek().is_some() {
+            let mut kept = self.attributes.to_vec();
+            rest.for_each(|(kind, value)| append(&mut kept, kind, value));
+            self.attributes = kept.into();
+        }
     }
 
     /// What TCP knows of the connection; None: it is not TCP, or over.
@@ -88,13 +109,23 @@ impl FlowInfo {
         };
         // The other side's FIN counts as an octet, and these are the states after it.
         let over = [6, 7, 8, 9, 11].contains(&info.state().unwrap_or(0));
-        let received = info.bytes_received()?.saturating_sub(over.into());
+        let octets = info.bytes_received()?;
+        let only_fin = octets == 1 && info.data_segs_in() == Some(0);
+        let received = octets.saturating_sub((over || only_fin).into());
         Some(Usage { received, sent })
     }
 
     fn find(&self, kind: u16) -> Option<&[u8]> {
         Attributes(&self.attributes).find(kind)
     }
+}
+
+fn append(kept: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let Ok(length) = u16::try_from(4 + value.len()) else { return };
+    kept.extend_from_slice(&length.to_ne_bytes());
+    kept.extend_from_slice(&kind.to_ne_bytes());
+    kept.extend_from_slice(value);
+    kept.resize(kept.len().next_multiple_of(4), 0);
 }
 
 /// How the dispatcher looks at a flow a last time when that ends, on its own thread: at once,

@@ -192,7 +192,9 @@ impl Stored {
         if before.is_some_and(|before| before.cookie != info.cookie) {
             return false;
         }
-        info.before = before.map(|before| before.time);
+        if let Some(before) = before {
+            info.complete(before);
+        }
         self.news = Some(Arc::new(News {
             heard: news.map_or(self.start, |news| news.heard),
             usage: news.and_then(|news| news.usage),

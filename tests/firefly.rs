@@ -4,6 +4,7 @@
 
 mod collector;
 mod measured;
+mod usage;
 
 use std::net::UdpSocket;
 use std::sync::LazyLock;

@@ -11,11 +11,9 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    bind, recvfrom, socket, AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType,
-};
+use nix::sys::socket::{recvfrom, NetlinkAddr, SockProtocol};
 
-use super::netlink::{first_message, u16_at, u32_at, HEADER};
+use super::netlink::{first_message, subscribe, u16_at, u32_at, HEADER};
 use crate::error::{Error, Result};
 
 /// As many datagrams are taken at once; a flood of them keeps nobody from acting.
@@ -43,14 +41,7 @@ impl Changes {
     /// # Errors
     /// The system refuses.
     pub fn open(groups: u32) -> Result<Self> {
-        let open = || {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let protocol = SockProtocol::NetlinkRoute;
-            let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-            Ok(fd)
-        };
-        let fd = open().map_err(|errno: Errno| {
+        let fd = subscribe(SockProtocol::NetlinkRoute, groups).map_err(|errno: Errno| {
             Error::os("cannot open a netlink socket for notifications", errno)
         })?;
         Ok(Changes { fd, buffer: vec![0; BUFFER] })

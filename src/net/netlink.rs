@@ -174,6 +174,18 @@ impl Message {
     }
 }
 
+/// A socket that does not wait, for what the kernel says of its own accord to these
+/// groups of a protocol, in the network namespace of the thread.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn subscribe(protocol: SockProtocol, groups: u32) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(fd)
+}
+
 fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     u32_at(bytes, at).map(|number| i32::from_ne_bytes(number.to_ne_bytes()))
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -25,9 +26,12 @@ use crate::warn_limited;
 /// Where messages come from.
 const NAME: &str = "plugins.iperf3";
 
-/// Milliseconds after which, while flows are open, they are looked after: another program
-/// of the control group may have taken back that the end of a connection is told.
-const LOOK: u16 = 30_000;
+/// While flows are open, they are looked after so often: another program of the control group
+/// may have taken back that the end of a connection is told.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What the flow table has no room for is tried again after so long.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How many reports are read before the dispatcher gets what they say.
 const BATCH: usize = 1024;
@@ -171,7 +175,10 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     } else {
         Choice::InTurn(0)
     };
-    Ok(Box::new(Iperf3 { connections, finder: Finder { tags, choice, open: HashMap::new() } }))
+    Ok(Box::new(Iperf3 {
+        connections,
+        finder: Finder { tags, choice, open: HashMap::new(), retry: None },
+    }))
 }
 
 struct Iperf3 {
@@ -183,18 +190,24 @@ impl Plugin for Iperf3 {
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         let out = out.for_what_is_found();
         let mut lost = 0;
+        let mut next_look = Instant::now() + LOOK;
         loop {
             let mut fds = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.connections.as_fd(), PollFlags::POLLIN),
             ];
-            let idle = self.finder.open.is_empty();
-            let patience = if idle { PollTimeout::NONE } else { PollTimeout::from(LOOK) };
-            let quiet = match poll(&mut fds, patience) {
-                Ok(ready) => ready == 0,
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(Error::os("cannot poll", error)),
+            let patience = if self.finder.open.is_empty() {
+                PollTimeout::NONE
+            } else {
+                // Rounded up, or the last part of a millisecond is spent asking.
+                let left = next_look.min(self.finder.retry.unwrap_or(next_look));
+                let left = left.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
             };
+            match poll(&mut fds, patience) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(Error::os("cannot poll", error)),
+            }
             let stopping = fds[0].any() == Some(true);
             let mut events = Vec::new();
             for _ in 0..BATCH {
@@ -205,14 +218,23 @@ impl Plugin for Iperf3 {
             if now != lost {
                 warn_limited!("{NAME}: {} reports of connections were lost", now - lost);
             }
-            if quiet || now != lost {
+            // By the clock: where connections never cease to come, it is never quiet.
+            if now != lost || Instant::now() >= next_look {
                 events.extend(self.finder.ends_that_were_lost(&mut self.connections));
                 lost = now;
+                next_look = Instant::now() + LOOK;
             }
-            match out.send_each(events) {
+            if self.finder.retry.is_some_and(|retry| Instant::now() >= retry) {
+                self.finder.retry = None;
+                events.extend(self.finder.starts_that_wait());
+            }
+            match self.finder.tell(&out, events) {
                 Ok(()) => {}
                 Err(Refused::Stopping) => return Ok(()),
-                Err(refused) => warn_limited!("{NAME}: connections are not marked: {refused}"),
+                Err(refused) => {
+                    self.finder.retry = Some(Instant::now() + RETRY);
+                    warn_limited!("{NAME}: connections wait for their marks: {refused}");
+                }
             }
             if stopping {
                 return Ok(());
@@ -232,26 +254,81 @@ struct Finder {
     tags: Vec<Tag>,
     choice: Choice,
     /// By the sockets' cookies. As many as there are such sockets.
-    open: HashMap<u64, (FlowId, Tag)>,
+    open: HashMap<u64, Open>,
+    /// When to try again what the flow table had no room for.
+    retry: Option<Instant>,
 }
 
+/// A connection.
+#[derive(Clone, Copy)]
+struct Open {
+    id: FlowId,
+    tag: Tag,
+    /// That the socket is bound to.
+    interface: u32,
+    /// The flow table had no room for it.
+    waits: bool,
+}
+
+/// With the cookie of the socket that it is about.
+type Told = (u64, FlowEvent);
+
 impl Finder {
-    fn judge(&mut self, connection: Connection) -> Option<FlowEvent> {
+    fn judge(&mut self, connection: Connection) -> Option<Told> {
         let cookie = connection.cookie;
-        let (state, (id, tag)) = match connection.change {
+        let (state, Open { id, tag, .. }) = match connection.change {
             Change::Opened | Change::Established => {
                 if self.open.contains_key(&cookie) {
                     return None;
                 }
-                let flow = (connection.flow().ok()?, self.choose(cookie));
-                self.open.insert(cookie, flow);
-                (FlowState::Start, flow)
+                let (id, tag) = (connection.flow().ok()?, self.choose(cookie));
+                let open = Open { id, tag, interface: connection.interface, waits: false };
+                self.open.insert(cookie, open);
+                (FlowState::Start, open)
             }
-            Change::Closed => (FlowState::End, self.open.remove(&cookie)?),
+            Change::Closed => {
+                let closed = self.open.remove(&cookie).filter(|open| !open.waits);
+                (FlowState::End, closed?)
+            }
         };
         let application = connection.process.map(|process| process.command.into());
         let time = Some(connection.time);
-        Some(FlowEvent { state, id, tag, time, application, usage: None })
+        Some((cookie, FlowEvent { state, id, tag, time, application, usage: None }))
+    }
+
+    /// Tells the dispatcher. Starts for which there is no room wait.
+    fn tell(&mut self, out: &Inlet, events: Vec<Told>) -> std::result::Result<(), Refused> {
+        let all = events.iter().map(|(_, event)| event.clone()).collect();
+        match out.send_all(all) {
+            Err(Refused::Full { .. }) => {}
+            outcome => return outcome,
+        }
+        // One after the other, since which of them it was is not said.
+        let (mut refused, mut is_full) = (Ok(()), false);
+        for (cookie, event) in events {
+            let starts = event.state == FlowState::Start;
+            is_full &= starts;
+            if !is_full {
+                match out.send_all(vec![event]) {
+                    Err(full @ Refused::Full { .. }) => (refused, is_full) = (Err(full), true),
+                    outcome => outcome?,
+                }
+            }
+            if let Some(open) = self.open.get_mut(&cookie).filter(|_| starts) {
+                open.waits = is_full;
+            }
+        }
+        refused
+    }
+
+    /// Starts of those for which there was no room: their flows begin now.
+    fn starts_that_wait(&mut self) -> Vec<Told> {
+        let waiting = self.open.iter_mut().filter(|(_, open)| open.waits);
+        let start = |(cookie, open): (&u64, &mut Open)| {
+            open.waits = false;
+            (*cookie, event(FlowState::Start, open, None))
+        };
+        waiting.map(start).collect()
     }
 
     fn choose(&mut self, cookie: u64) -> Tag {
@@ -269,16 +346,71 @@ impl Finder {
     }
 
     /// Ends what is over without a report of it.
-    fn ends_that_were_lost(&mut self, connections: &mut Connections) -> Vec<FlowEvent> {
+    fn ends_that_were_lost(&mut self, connections: &mut Connections) -> Vec<Told> {
         let mut events = Vec::new();
-        self.open.retain(|cookie, (id, tag)| {
-            let over = connections.is_over(id, *cookie);
-            if over {
-                let (state, id, tag, time) = (FlowState::End, *id, *tag, Some(Timestamp::now()));
-                events.push(FlowEvent { state, id, tag, time, application: None, usage: None });
+        self.open.retain(|cookie, open| {
+            let over = connections.is_over(&open.id, *cookie, open.interface);
+            if over && !open.waits {
+                events.push((*cookie, event(FlowState::End, open, Some(Timestamp::now()))));
             }
             !over
         });
         events
+    }
+}
+
+fn event(state: FlowState, open: &Open, time: Option<Timestamp>) -> FlowEvent {
+    FlowEvent { state, id: open.id, tag: open.tag, time, application: None, usage: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatcher::Dispatcher;
+    use crate::entropy::EntropyKey;
+
+    fn report(change: Change, cookie: u16) -> Connection {
+        let local = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), cookie);
+        let (passive, cookie) = (false, cookie.into());
+        let remote = "[2001:db8::2]:5201".parse().unwrap();
+        let time = Timestamp(5);
+        let (cgroup, uid, interface, process) = (None, None, 0, None);
+        Connection { change, passive, local, remote, cookie, cgroup, uid, interface, process, time }
+    }
+
+    #[test]
+    fn what_the_table_has_no_room_for_is_tried_again() {
+        let (dispatcher, inlet) = Dispatcher::new(2, EntropyKey::of_this_boot());
+        let hub = std::thread::spawn(|| dispatcher.run());
+        let out = inlet.for_source(NAME).for_what_is_found();
+        let tags = vec![Tag::new(2, 16).unwrap()];
+        let (choice, open) = (Choice::InTurn(0), HashMap::new());
+        let mut finder = Finder { tags, choice, open, retry: None };
+        let ports = || {
+            let flows = out.flows().unwrap().into_iter();
+            let mut ports: Vec<_> = flows.map(|flow| flow.id.src().port()).collect();
+            ports.sort_unstable();
+            ports
+        };
+        let mut hear = |change, cookies: &[u16], again: bool| {
+            let reports = cookies.iter().map(|cookie| report(change, *cookie));
+            let mut events: Vec<_> = reports.filter_map(|one| finder.judge(one)).collect();
+            if again {
+                events.extend(finder.starts_that_wait());
+            }
+            finder.tell(&out, events).is_ok()
+        };
+        assert!(!hear(Change::Opened, &[1, 2, 3, 4], false));
+        assert_eq!(ports(), [1, 2]);
+        // One of those that wait goes, and there is no room yet.
+        assert!(hear(Change::Closed, &[4], false));
+        assert!(!hear(Change::Opened, &[], true));
+        assert_eq!(ports(), [1, 2]);
+        assert!(hear(Change::Closed, &[1], true));
+        assert_eq!(ports(), [2, 3]);
+        assert!(hear(Change::Closed, &[2, 3], true));
+        assert_eq!(ports(), [0_u16; 0]);
+        drop((out, inlet));
+        hub.join().unwrap();
     }
 }

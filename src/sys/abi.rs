@@ -332,8 +332,12 @@ pub struct ConnectionReport {
     pub pad: [u8; 2],
     /// The command of that process; ends in a NUL.
     pub command: [u8; 16],
+    /// The interface that the socket is bound to; 0: none.
+    pub interface: u32,
+    /// Zero.
+    pub pad_too: u32,
 }
-// SAFETY: integers and bytes that fill 88 octets without a gap (the test below asks the
+// SAFETY: integers and bytes that fill 96 octets without a gap (the test below asks the
 // C compiler for the offsets); each may have any value.
 unsafe impl Plain for ConnectionReport {}
 

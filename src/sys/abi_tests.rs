@@ -63,7 +63,9 @@ fn assertions() -> String {
             change,
             passive,
             pad,
-            command
+            command,
+            interface,
+            pad_too
         }
     );
     mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });

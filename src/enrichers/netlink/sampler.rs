@@ -1,11 +1,14 @@
 //! Takes the samples. Runs on the enricher's thread, which sleeps in poll(2); owns a
-//! netlink socket and the list of open flows. The last look at a flow that ends has a socket of
-//! its own, on the dispatcher's thread.
+//! netlink socket. The list of open flows is shared with the last look at a flow that ends, on
+//! the dispatcher's thread.
 //!
 //! One dump for all flows, whatever their number. The kernel leaves out what is no flow's
 //! where a few ports say it. What a dump lacks keeps the sample that it has: nothing ends here.
 
-use std::collections::{BTreeSet, HashSet};
+#[path = "watched.rs"]
+mod watched;
+
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::config::Section;
-use crate::dispatcher::{Event, Inlet, Queue};
+use crate::dispatcher::{Inlet, Queue};
 use crate::enrichers::Enricher;
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
@@ -22,11 +25,13 @@ use crate::flow_info::{FlowInfo, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::sock_diag::{
-    Condition, Diag, Family, Filter, Query, Socket, State, States, NO_COOKIE,
+    extension, Condition, Diag, Family, Filter, Query, Socket, State, States,
 };
 use crate::part::Context;
 use crate::shutdown::Stop;
 use crate::warn_limited;
+
+use watched::Shared;
 
 /// Where messages come from.
 const NAME: &str = "enrichers.netlink";
@@ -37,6 +42,8 @@ const BATCH: usize = 256;
 const PORTS: usize = 16;
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Sockets that go are heard of no more often, however many there are.
+const REST: Duration = Duration::from_millis(50);
 
 struct Sampler {
     diag: Diag,
@@ -44,10 +51,9 @@ struct Sampler {
     extensions: u8,
     states: States,
     period: Duration,
-    flows: HashSet<FlowId>,
-    /// Of `flows`, if they have not changed since; none: the kernel filters nothing.
+    watched: Shared,
+    /// Of the flows, as they were; none: the kernel filters nothing.
     filter: Option<Filter>,
-    is_filter_old: bool,
     counters: Arc<Counters>,
 }
 
@@ -67,50 +73,58 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         writer.number(&ENRICHER_SAMPLES, &["netlink"], counted.taken.get());
         writer.number(&ENRICHER_DROPPED, &["netlink"], counted.lost.get());
     });
+    let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+    let extensions = section.int("ext");
     Ok(Box::new(Sampler {
         counters,
         diag: Diag::open()?,
-        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
-        extensions: section.int("ext"),
+        protocol,
+        extensions,
         states: States(section.int("state")),
         period: context.period,
-        flows: HashSet::new(),
+        watched: Shared::new(protocol, extensions)?,
         filter: None,
-        is_filter_old: false,
     }))
 }
 
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
-        let (mut diag, protocol, extensions) = (Diag::open()?, self.protocol, self.extensions);
-        Ok(Some(Box::new(move |id| {
-            if id.protocol() != protocol {
-                return None;
-            }
-            let mut found = None;
-            let outcome = diag.look_up(id, NO_COOKIE, extensions, |socket| {
-                found = sample(socket, Timestamp::now());
-            });
-            if let Err(failure) = outcome {
-                warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");
-            }
-            found
-        })))
+        let watched = self.watched.clone();
+        Ok(Some(Box::new(move |id| watched.lock().last_look(id))))
     }
 
     fn run(mut self: Box<Self>, watch: Queue, out: Inlet, stop: Stop) -> Result<()> {
+        let ends = {
+            let mut watched = self.watched.lock();
+            watched.queue = Some(watch);
+            watched.ends()
+        };
         let mut next = Instant::now() + self.period;
+        let mut rested = Instant::now();
         loop {
-            let wait = next.saturating_duration_since(Instant::now()).min(PATIENCE);
+            let now = Instant::now();
+            let mut wait = next.saturating_duration_since(now).min(PATIENCE);
+            let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+            match &ends {
+                Some(_) if now < rested => wait = wait.min(rested - now),
+                Some(ends) => fds.push(PollFd::new(ends.as_fd(), PollFlags::POLLIN)),
+                None => {}
+            }
             // Rounded up, or the last part of a millisecond is spent asking.
             let wait = PollTimeout::try_from(wait + Duration::from_millis(1));
-            let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, wait.unwrap_or(PollTimeout::MAX)) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+                Ok(_) if fds[0].any() == Some(true) => return Ok(()),
+                Ok(_) => rested = Instant::now() + REST,
                 Err(errno) => return Err(Error::os("cannot poll", errno)),
             }
-            self.follow(&watch);
+            let fresh = {
+                let mut watched = self.watched.lock();
+                watched.follow();
+                std::mem::take(&mut watched.fresh)
+            };
+            let (taken, lost) = (fresh.len(), hand_on(fresh, &out));
+            self.count(taken, lost);
             let before = Instant::now();
             if before >= next {
                 self.measure(&out);
@@ -123,36 +137,20 @@ impl Enricher for Sampler {
 }
 
 impl Sampler {
-    /// Learns which flows have started and ended.
-    fn follow(&mut self, watch: &Queue) {
-        while let Some(batch) = watch.try_recv() {
-            for event in batch.iter() {
-                let is_new = match event {
-                    Event::Start(flow) if flow.id.protocol() == self.protocol => {
-                        self.flows.insert(flow.id)
-                    }
-                    Event::End(flow, _) => self.flows.remove(&flow.id),
-                    _ => false,
-                };
-                self.is_filter_old |= is_new;
-            }
-        }
-        if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
-            self.flows.shrink_to(self.flows.len() * 2);
-        }
-    }
-
     /// Takes a sample of each flow whose socket the kernel tells of.
     fn measure(&mut self, out: &Inlet) {
-        if self.is_filter_old {
-            self.is_filter_old = false;
-            self.filter = filter(&self.flows);
+        let (mut has_v4, mut has_v6) = (false, false);
+        {
+            let mut watched = self.watched.lock();
+            if std::mem::take(&mut watched.has_changed) {
+                self.filter = filter(watched.flows.keys());
+            }
+            for id in watched.flows.keys() {
+                has_v4 |= !id.is_ipv6();
+                has_v6 |= id.is_ipv6();
+            }
         }
-        let (has_v4, has_v6) = self
-            .flows
-            .iter()
-            .fold((false, false), |(v4, v6), id| (v4 || !id.is_ipv6(), v6 || id.is_ipv6()));
-        let Sampler { diag, protocol, extensions, states, flows, filter, .. } = self;
+        let Sampler { diag, protocol, extensions, states, watched, filter, .. } = self;
         let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
         let mut now = Timestamp::now();
         // Sockets of IPv6 may carry IPv4.
@@ -169,15 +167,21 @@ impl Sampler {
             };
             let outcome = diag.dump(&query, |socket| {
                 let Ok(id) = socket.flow() else { return };
-                if !flows.contains(&id) {
-                    return;
+                {
+                    let mut watched = watched.lock();
+                    if !watched.flows.contains_key(&id) {
+                        return;
+                    }
+                    if socket.interface != 0 {
+                        watched.bound.insert(id, socket.interface);
+                    }
                 }
-                let Some(info) = sample(socket, now) else { return };
+                let Some(info) = sample(socket, *extensions, now) else { return };
                 samples.push((id, info));
                 taken += 1;
                 if samples.len() == BATCH {
                     let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
-                    lost += if out.samples(full) { 0 } else { BATCH };
+                    lost += hand_on(full, out);
                     now = Timestamp::now();
                 }
             });
@@ -190,11 +194,12 @@ impl Sampler {
                 warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
             }
         }
-        let rest = samples.len();
-        if rest > 0 && !out.samples(samples) {
-            lost += rest;
-        }
-        self.counters.taken.add(taken);
+        lost += hand_on(samples, out);
+        self.count(taken, lost);
+    }
+
+    fn count(&self, taken: usize, lost: usize) {
+        self.counters.taken.add(taken as u64);
         self.counters.lost.add(lost as u64);
         if lost > 0 {
             warn_limited!("{NAME}: the dispatcher is behind, so {lost} samples were given up");
@@ -202,22 +207,35 @@ impl Sampler {
     }
 }
 
+/// Returns how many the dispatcher had no room for.
+fn hand_on(samples: Vec<(FlowId, FlowInfo)>, out: &Inlet) -> usize {
+    let count = samples.len();
+    if count == 0 || out.samples(samples) {
+        0
+    } else {
+        count
+    }
+}
+
 /// What the kernel says of a socket; None: nothing that is worth more than what it said
 /// before.
-fn sample(socket: &Socket<'_>, now: Timestamp) -> Option<FlowInfo> {
-    // Not a whole socket, or not any more.
-    if [State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
+fn sample(socket: &Socket<'_>, extensions: u8, now: Timestamp) -> Option<FlowInfo> {
+    // Not a whole socket, or not any more: what is left of one may still be called FIN-WAIT-2.
+    let is_rest = socket.protocol == Protocol::Tcp
+        && extensions & extension::INFO != 0
+        && socket.tcp_info().is_none();
+    if is_rest || [State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
         return None;
     }
     Some(FlowInfo::new(now, socket.cookie, socket.attributes()))
 }
 
 /// For the ports of the flows, on the side that has fewer of them.
-fn filter(flows: &HashSet<FlowId>) -> Option<Filter> {
+fn filter<'a>(flows: impl Iterator<Item = &'a FlowId> + Clone) -> Option<Filter> {
     let few = |port: fn(&FlowId) -> u16| {
         let mut ports = BTreeSet::new();
         flows
-            .iter()
+            .clone()
             .all(|id| {
                 ports.insert(port(id));
                 ports.len() <= PORTS

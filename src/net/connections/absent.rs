@@ -38,7 +38,7 @@ impl Connections {
     }
 
     /// There is none.
-    pub fn is_over(&mut self, _: &FlowId, _: u64) -> bool {
+    pub fn is_over(&mut self, _: &FlowId, _: u64, _: u32) -> bool {
         match *self {}
     }
 

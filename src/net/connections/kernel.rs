@@ -36,7 +36,7 @@ pub struct Connections {
 impl Connections {
     /// Watches the connections of that control group and of all below it, beside whoever
     /// else does. From now on each is reported or, if reports are not read in time,
-    /// counted as lost; there is room for 10,922 reports.
+    /// counted as lost; there is room for 10,082 reports.
     ///
     /// # Errors
     /// The kernel cannot (5.10 brought what it takes: bpf_skc_to_tcp_sock in
@@ -100,9 +100,10 @@ impl Connections {
     }
 
     /// Whether the connection, whose socket has that cookie, is certainly over: for those
-    /// whose end may be among the reports that were lost.
-    pub fn is_over(&mut self, flow: &FlowId, cookie: u64) -> bool {
-        matches!(self.diag.look_up(flow, cookie, 0, |_| ()), Ok(false))
+    /// whose end may be among the reports that were lost. `interface` is the one that it is
+    /// bound to, as in its reports.
+    pub fn is_over(&mut self, flow: &FlowId, cookie: u64, interface: u32) -> bool {
+        matches!(self.diag.look_up(flow, cookie, interface, 0, |_| ()), Ok(false))
     }
 }
 
@@ -158,6 +159,7 @@ fn decode(report: &ConnectionReport) -> Option<Connection> {
         cookie: report.cookie,
         cgroup: (report.cgroup != 0).then_some(report.cgroup),
         uid: Some(report.uid),
+        interface: report.interface,
         process: (report.pid != 0).then_some(Process { pid: report.pid, command }),
         time: wall_clock(report.time),
     })
@@ -178,6 +180,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use nix::sys::socket::{setsockopt, sockopt};
     use nix::unistd::geteuid;
 
     /// Reports of connections with that port, until there are so many.
@@ -245,5 +248,27 @@ mod tests {
             assert!(all.iter().all(|one| one.time >= began && one.time <= Timestamp::now()));
         }
         assert_eq!(connections.lost(), 0);
+    }
+
+    /// The kernel finds one that is bound to an interface only by that.
+    #[test]
+    fn a_connection_that_is_bound_to_an_interface_is_not_taken_for_over() {
+        if !geteuid().is_root() {
+            println!("SKIP: needs root for bpf(2)");
+            return;
+        }
+        let root = super::super::root().unwrap();
+        let mut connections = Connections::watch(&root, &Wanted::default()).unwrap();
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        setsockopt(&listener, sockopt::BindToDevice, &"lo".into()).unwrap();
+        let server = listener.local_addr().unwrap();
+        let _near = TcpStream::connect(server).unwrap();
+        let _far = listener.accept().unwrap().0;
+        let all = reports(&mut connections, server.port(), 3);
+        let one = all.iter().find(|one| one.local == server).unwrap();
+        let flow = one.flow().unwrap();
+        assert_ne!(one.interface, 0);
+        assert!(!connections.is_over(&flow, one.cookie, one.interface));
+        assert!(connections.is_over(&flow, one.cookie + (1 << 40), one.interface));
     }
 }

@@ -65,6 +65,9 @@ pub struct Connection {
     pub cgroup: Option<u64>,
     /// The socket's user. None: unknown.
     pub uid: Option<u32>,
+    /// The interface that the socket is bound to, as one of link-local addresses always is; 0:
+    /// none.
+    pub interface: u32,
     /// Who connects: known when a connection is opened, and of nothing else.
     pub process: Option<Process>,
     /// When it happened.

@@ -143,6 +143,9 @@ pub struct Socket<'a> {
     pub cookie: u64,
     /// The interface that it is bound to; 0: none.
     pub interface: u32,
+    /// Octets received that nobody has read, a FIN counted as one; of one that listens:
+    /// connections that wait.
+    pub unread: u32,
     attributes: &'a [u8],
 }
 
@@ -164,6 +167,7 @@ impl<'a> Socket<'a> {
             inode: u32_at(fixed, 68)?,
             cookie,
             interface: u32_at(fixed, 40)?,
+            unread: u32_at(fixed, 56)?,
             attributes: &payload[FIXED..],
         })
     }

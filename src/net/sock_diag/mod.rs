@@ -11,6 +11,7 @@
 //! say so. So what a dump lacks need not be gone: ask for it by name
 //! ([`Diag::look_up`]), or wait for the next dump, before anything ends.
 
+mod ends;
 mod filter;
 mod message;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 
 use nix::errno::Errno;
 
+pub use ends::Ends;
 pub use filter::{Condition, Filter};
 pub use message::{Family, Socket, State, States, NO_COOKIE};
 
@@ -72,6 +74,8 @@ pub enum Coverage {
 pub struct Diag {
     /// None after a failure in the middle of a reply, whose rest nobody wants.
     socket: Option<netlink::Socket>,
+    /// Whether the kernel is known to tell of sockets of TCP, and of UDP.
+    tells: [bool; 2],
 }
 
 impl Diag {
@@ -80,7 +84,7 @@ impl Diag {
     /// # Errors
     /// The system refuses.
     pub fn open() -> Result<Self, Error> {
-        Ok(Diag { socket: Some(netlink::Socket::sock_diag()?) })
+        Ok(Diag { socket: Some(netlink::Socket::sock_diag()?), tells: [false; 2] })
     }
 
     /// Tells of each socket that the query asks for.
@@ -109,6 +113,7 @@ impl Diag {
             Ok(false) => Ok(Coverage::Partial),
             Err(failure) => {
                 self.socket = None;
+                self.tells = [false; 2];
                 // The reader was too slow, or there was no memory for the next piece.
                 let partial = matches!(failure.errno, Errno::ENOBUFS | Errno::ENOMEM);
                 if partial {
@@ -122,7 +127,8 @@ impl Diag {
 
     /// Tells of the socket of that flow, whose source is this host, if there is one:
     /// returns whether there is. With a `cookie` (or [`NO_COOKIE`]) it is that very socket
-    /// and not another one that got its ports.
+    /// and not another one that got its ports. One that is bound to an interface is found only
+    /// by that `interface` ([`Socket::interface`]); others are found by any, and by 0.
     ///
     /// Costs about a microsecond, however many sockets there are. States and filter of a
     /// query do not apply.
@@ -133,6 +139,7 @@ impl Diag {
         &mut self,
         flow: &FlowId,
         cookie: u64,
+        interface: u32,
         extensions: u8,
         mut take: impl FnMut(&Socket<'_>),
     ) -> Outcome<bool> {
@@ -143,7 +150,9 @@ impl Diag {
             extensions,
             filter: None,
         };
-        let request = Request::new(BY_FAMILY, 0).fixed(&query.fixed(Some(flow), cookie));
+        let mut fixed = query.fixed(Some(flow), cookie);
+        fixed[44..48].copy_from_slice(&interface.to_ne_bytes());
+        let request = Request::new(BY_FAMILY, 0).fixed(&fixed);
         let mut found = false;
         let outcome = self.socket()?.get(&request, |kind, payload| {
             let socket = Socket::decode(query.protocol, payload).filter(|_| kind == BY_FAMILY);
@@ -156,13 +165,37 @@ impl Diag {
         });
         match outcome {
             Ok(()) => Ok(found),
-            // ESTALE: another one has those ports now.
-            Err(Failure { errno: Errno::ENOENT | Errno::ESTALE, .. }) => Ok(false),
+            // Another one has those ports now.
+            Err(Failure { errno: Errno::ESTALE, .. }) => Ok(false),
+            // There is no such socket, or nobody who knows.
+            Err(Failure { errno: Errno::ENOENT, .. }) => {
+                let tells = usize::from(query.protocol == Protocol::Udp);
+                if !self.tells[tells] {
+                    self.ask_for(query.protocol.number())?;
+                    self.tells[tells] = true;
+                }
+                Ok(false)
+            }
             Err(failure) => {
                 self.socket = None;
                 Err(failure)
             }
         }
+    }
+
+    /// Asks for no socket of a protocol: ENOENT if the kernel does not tell of those, since it
+    /// has no tcp_diag or udp_diag.
+    fn ask_for(&mut self, protocol: u8) -> Outcome<()> {
+        let (family, states) = (Family::V4, States(0));
+        let query = Query { protocol: Protocol::Tcp, family, states, extensions: 0, filter: None };
+        let mut fixed = query.fixed(None, NO_COOKIE);
+        fixed[1] = protocol;
+        let request = Request::new(BY_FAMILY, 0).fixed(&fixed);
+        let outcome = self.socket()?.dump_each(&request, |_, _| ());
+        if outcome.is_err() {
+            self.socket = None;
+        }
+        outcome.map(|_| ())
     }
 
     fn socket(&mut self) -> Outcome<&mut netlink::Socket> {

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::*;
 use crate::net::netlink::u32_at;
 
@@ -122,7 +124,7 @@ fn udp_is_established_if_it_is_connected() {
     }
     let flow = FlowId::new(Protocol::Udp, near.local_addr().unwrap(), near.peer_addr().unwrap());
     let mut found = None;
-    let is_there = Diag::open().unwrap().look_up(&flow.unwrap(), NO_COOKIE, 0, |socket| {
+    let is_there = Diag::open().unwrap().look_up(&flow.unwrap(), NO_COOKIE, 0, 0, |socket| {
         found = Some(see(socket).inode);
     });
     assert_eq!((is_there, found), (Ok(true), Some(inode(&near))));
@@ -140,7 +142,7 @@ fn one_is_found_by_its_flow() {
             let mut cookie = NO_COOKIE;
             for _ in 0..2 {
                 let mut found = None;
-                let is_there = diag.look_up(&flow, cookie, extension::INFO, |socket| {
+                let is_there = diag.look_up(&flow, cookie, 0, extension::INFO, |socket| {
                     found = Some(see(socket));
                 });
                 assert_eq!(is_there, Ok(true), "{flow}");
@@ -150,14 +152,53 @@ fn one_is_found_by_its_flow() {
                 // The kernel compares it with the socket's.
                 cookie = found.cookie;
             }
-            assert_eq!(diag.look_up(&flow, cookie + (1 << 40), 0, |_| {}), Ok(false));
+            assert_eq!(diag.look_up(&flow, cookie + (1 << 40), 0, 0, |_| {}), Ok(false));
         }
         // Nothing of that source: the one that listens is not taken for it.
         let other = SocketAddr::new(local.ip(), 1);
         let none = FlowId::new(Protocol::Tcp, remote, other).unwrap();
-        assert_eq!(diag.look_up(&none, NO_COOKIE, 0, |_| panic!("told")), Ok(false));
+        assert_eq!(diag.look_up(&none, NO_COOKIE, 0, 0, |_| panic!("told")), Ok(false));
         drop(listener);
     }
+}
+
+/// Of both ends.
+#[test]
+fn one_that_is_bound_to_an_interface_is_found_by_that() {
+    let (near, far, _listener) = connected("[::1]:0");
+    for socket in [&near, &far] {
+        setsockopt(socket, sockopt::BindToDevice, &"lo".into()).unwrap();
+    }
+    let (local, remote) = (near.local_addr().unwrap(), near.peer_addr().unwrap());
+    let mut diag = Diag::open().unwrap();
+    for (local, remote) in [(local, remote), (remote, local)] {
+        let mut found = Vec::new();
+        let every = query(Protocol::Tcp, Family::V6, States::OPEN);
+        let coverage = diag.dump(&every, |socket| {
+            if (socket.local, socket.remote) == (local, remote) {
+                found.push((socket.cookie, socket.interface));
+            }
+        });
+        assert_eq!((coverage, found.len()), (Ok(Coverage::Whole), 1));
+        let (cookie, interface) = found[0];
+        assert_ne!(interface, 0);
+        let flow = FlowId::new(Protocol::Tcp, local, remote).unwrap();
+        assert_eq!(diag.look_up(&flow, cookie, interface, 0, |_| {}), Ok(true));
+        assert_eq!(diag.look_up(&flow, cookie, 0, 0, |_| {}), Ok(false), "as the kernel is");
+    }
+}
+
+/// What is not told need not be gone: without tcp_diag the kernel says ENOENT of every socket.
+#[test]
+fn a_protocol_that_nobody_tells_of_is_refused() {
+    let mut diag = Diag::open().unwrap();
+    for (protocol, outcome) in [(6, Ok(())), (200, Err(Errno::ENOENT)), (17, Ok(()))] {
+        assert_eq!(diag.ask_for(protocol).map_err(|failure| failure.errno), outcome);
+    }
+    let none =
+        FlowId::new(Protocol::Tcp, "192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+    assert_eq!(diag.look_up(&none.unwrap(), NO_COOKIE, 0, 0, |_| ()), Ok(false));
+    assert_eq!(diag.tells, [true, false]);
 }
 
 #[test]
@@ -317,7 +358,7 @@ fn tcp_info_is_what_ss_shows() {
         let mut both = || {
             let mut info = Vec::new();
             let wanted = extension::INFO | extension::CONGESTION;
-            diag.look_up(&flow, NO_COOKIE, wanted, |socket| {
+            diag.look_up(&flow, NO_COOKIE, 0, wanted, |socket| {
                 info = socket.tcp_info().unwrap().0.to_vec();
             })
             .unwrap();

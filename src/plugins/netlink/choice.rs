@@ -95,6 +95,19 @@ impl Choice {
         })
     }
 
+    /// Of rules that nobody has configured, with everything included.
+    #[cfg(test)]
+    pub(super) fn of_rules(rules: Rules) -> Self {
+        Choice {
+            section: Section::new("plugins.netlink", Vec::new()),
+            registry: Arc::new(Registry::snapshot()),
+            rules,
+            exclude: Vec::new(),
+            include_private: true,
+            period: Duration::from_secs(1),
+        }
+    }
+
     /// The same by the names of now, if they are others.
     pub(super) fn reread(&self, names: &Names) -> Option<Result<Self, Vec<String>>> {
         let is_new = !Arc::ptr_eq(&self.registry, &names.get());
@@ -142,6 +155,10 @@ impl Choice {
             if ports.len() > MOST_ALTERNATIVES {
                 break;
             }
+        }
+        if ports.is_empty() {
+            // None, which an empty list does not say: no connection has such ports.
+            ports.push(Ports { local: 0..=0, remote: 0..=0 });
         }
         Wanted { ports, no_loopback: !self.include_private }
     }
@@ -204,8 +221,29 @@ pub(super) struct Connection {
     pub(super) cookie: u64,
     /// Its number in the file system of sockets; 0: no process has it (yet, or any more).
     pub(super) inode: u32,
+    /// The interface that it is bound to; 0: none.
+    pub(super) interface: u32,
     /// Who made it; None: nobody has it.
     pub(super) uid: Option<u32>,
     /// Its control group, if the kernel tells.
     pub(super) cgroup: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Tag;
+
+    #[test]
+    fn without_a_rule_for_tcp_no_connection_is_reported() {
+        let tag = Tag::new(2, 16).unwrap();
+        let udp = Rule { protocol: Some(Protocol::Udp), ..Rule::of_all(tag) };
+        let any = Ports { local: 1..=u16::MAX, remote: 1..=u16::MAX };
+        // No connection has a port 0; an empty list would say all.
+        let none = Ports { local: 0..=0, remote: 0..=0 };
+        let wanted = |rules| Choice::of_rules(Rules(rules)).wanted().ports;
+        assert_eq!(wanted(vec![udp.clone(), Rule::of_all(tag)]), [any]);
+        assert_eq!(wanted(vec![udp]), std::slice::from_ref(&none));
+        assert_eq!(wanted(Vec::new()), [none]);
+    }
 }

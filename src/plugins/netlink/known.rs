@@ -24,6 +24,8 @@ const RETRIES: u8 = 3;
 #[derive(Debug)]
 struct Known {
     cookie: u64,
+    /// The kernel wants to know it to look the socket up.
+    interface: u32,
     /// What the rules say.
     tag: Option<Tag>,
     /// What the dispatcher was told: a start with that tag, and no end.
@@ -45,7 +47,7 @@ pub(super) enum Finding {
     Nothing,
     /// It gets none, which is to be remembered since it was costly to find out.
     RememberNothing,
-    /// It gets none as far as can be said now.
+    /// It gets none as far as can be said now; what it has got before it keeps.
     NothingYet,
     /// Nobody has the socket yet: ask again in the next round.
     Undecided,
@@ -105,6 +107,7 @@ impl Connections {
         if let Some(known) = self.all.get_mut(&connection.id) {
             if known.cookie == connection.cookie {
                 known.round = self.round;
+                known.interface = connection.interface;
                 if known.epoch == self.epoch && known.retries == 0 {
                     return;
                 }
@@ -130,10 +133,19 @@ impl Connections {
         self.all.get(&connection.id).is_none_or(|known| known.cookie != connection.cookie)
     }
 
-    /// Takes what was found of a connection that was reported; the next round judges it
-    /// again, since it may have got another owner by then.
-    pub(super) fn reported(&mut self, connection: &Connection, finding: Finding) {
+    /// Takes what was found of a connection that was reported at `time`; the next round judges
+    /// it again, since it may have got another owner by then.
+    pub(super) fn reported(
+        &mut self,
+        connection: &Connection,
+        finding: Finding,
+        time: Option<Timestamp>,
+    ) {
+        let before = self.over.len();
         self.judged(connection, finding);
+        // One that had these ends was over before: with a later end than this one's begin, this
+        // one would be taken for it.
+        self.over[before..].iter_mut().for_each(|(.., end)| *end = time);
         if let Some(known) = self.all.get_mut(&connection.id) {
             known.retries = 1;
         }
@@ -153,6 +165,15 @@ impl Connections {
             Finding::Tag(tag) => Some(tag),
             _ => None,
         };
+        if let (Finding::NothingYet, Some(known)) = (finding, self.all.get_mut(&id)) {
+            // Nobody holds the socket in sight (it may be on its way to another process), but
+            // who did was found before.
+            let is_same = known.cookie == connection.cookie && known.epoch == self.epoch;
+            if is_same && known.tag.is_some() {
+                known.retries = known.retries.saturating_sub(1);
+                return;
+            }
+        }
         let mut told = None;
         let mut retries = RETRIES;
         if let Some(known) = self.all.remove(&id) {
@@ -175,18 +196,23 @@ impl Connections {
                 retries = 0;
             }
             let Connections { round, epoch, .. } = *self;
-            let cookie = connection.cookie;
-            self.all.insert(id, Known { cookie, tag, told, round, epoch, retries });
+            let Connection { cookie, interface, .. } = *connection;
+            self.all.insert(id, Known { cookie, interface, tag, told, round, epoch, retries });
         }
     }
 
     /// Those that were not seen in this round although they are known, with their
-    /// cookies. Those without a tag are forgotten.
-    pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64)> {
-        let round = self.round;
-        self.all.retain(|_, known| known.round == round || known.told.is_some());
-        let unseen = self.all.iter().filter(|(_, known)| known.round != round);
-        unseen.map(|(id, known)| (*id, known.cookie)).collect()
+    /// cookies and interfaces. Those without a tag are forgotten.
+    pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64, u32)> {
+        let (round, mut unseen) = (self.round, Vec::new());
+        self.all.retain(|id, known| {
+            let keep = known.round == round || known.told.is_some();
+            if keep && known.round != round {
+                unseen.push((*id, known.cookie, known.interface));
+            }
+            keep
+        });
+        unseen
     }
 
     /// The connection is over, since then if that is known.
@@ -226,7 +252,8 @@ impl Connections {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.batch.min(rest.len()));
             let start = |(id, time): &(FlowId, Option<Timestamp>)| {
-                Some(event(FlowState::Start, *id, self.all.get(id)?.tag?, *time))
+                let known = self.all.get(id).filter(|known| known.tag != known.told)?;
+                Some(event(FlowState::Start, *id, known.tag?, *time))
             };
             match out.send_all(now.iter().filter_map(start).collect()) {
                 Ok(()) => {

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
+use super::super::reports::obey;
 use super::*;
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::flow::{Protocol, Timestamp};
+use crate::net::connections::{self, Change};
 
 fn connection(port: u16, cookie: u64) -> Connection {
     let src = std::net::SocketAddr::new("2001:db8::1".parse().unwrap(), port);
     let dst = "[2001:db8::2]:1094".parse().unwrap();
     let id = FlowId::new(Protocol::Tcp, src, dst).unwrap();
-    Connection { id, cookie, inode: 7, uid: Some(0), cgroup: None }
+    Connection { id, cookie, inode: 7, interface: 0, uid: Some(0), cgroup: None }
 }
 
 fn tag(activity: u64) -> Tag {
@@ -55,7 +57,7 @@ impl Rig {
             }
         };
         judge_all(connections);
-        for (id, cookie) in connections.unseen() {
+        for (id, cookie, _) in connections.unseen() {
             match hidden.iter().find(|hidden| (hidden.id, hidden.cookie) == (id, cookie)) {
                 Some(connection) => connections.see(connection),
                 None => connections.gone(&id, cookie, None),
@@ -153,7 +155,7 @@ fn what_is_reported_is_told_at_once_and_confirmed_by_the_next_round() {
     let began = Timestamp(5);
     for new in [&one, &two] {
         assert!(rig.connections.is_new(new));
-        rig.connections.reported(new, Finding::Tag(tag(16)));
+        rig.connections.reported(new, Finding::Tag(tag(16)), None);
         assert!(!rig.connections.is_new(new) && rig.connections.is_untold(&new.id, new.cookie));
     }
     let untold = [(one.id, Some(began)), (two.id, Some(began))];
@@ -225,4 +227,69 @@ fn what_was_told_counts_more_than_what_was_found() {
         rig.other.send_all(told(FlowState::End, 1)).unwrap();
         assert_eq!(rig.activities(), []);
     }
+}
+
+#[test]
+fn what_was_found_lasts_while_nobody_is_seen_to_have_the_socket() {
+    let mut rig = Rig::new(10);
+    let one = connection(2, 1);
+    rig.connections.reported(&one, Finding::Tag(tag(16)), None);
+    rig.connections.tell(&rig.out, &[(one.id, None)]).unwrap();
+    let before = rig.flows();
+    let judged: Vec<_> = (0..3).map(|_| rig.round(&[one], &[], |_| Finding::NothingYet)).collect();
+    assert_eq!((judged, rig.flows()), (vec![1, 0, 0], before));
+    // By other rules, and of another socket, it is nothing.
+    rig.connections.forget_judgements();
+    rig.round(&[one], &[], |_| Finding::NothingYet);
+    assert_eq!(rig.flows().len(), 0);
+    rig.round(&[connection(4, 1)], &[], by_parity);
+    rig.round(&[connection(4, 2)], &[], |_| Finding::NothingYet);
+    assert_eq!(rig.flows().len(), 0);
+}
+
+fn report(port: u16, change: Change, time: u64) -> connections::Connection {
+    let Connection { id, cookie, interface, uid, cgroup, .. } = connection(port, port.into());
+    let (local, remote, time) = (id.src(), id.dst(), Timestamp(time));
+    let (passive, process) = (false, None);
+    connections::Connection {
+        change,
+        passive,
+        local,
+        remote,
+        cookie,
+        cgroup,
+        uid,
+        interface,
+        process,
+        time,
+    }
+}
+
+#[test]
+fn no_report_is_lost_where_the_table_is_full() {
+    let mut rig = Rig::new(1);
+    let reports = [
+        report(2, Change::Opened, 5),
+        report(4, Change::Opened, 6),
+        report(4, Change::Closed, 7),
+        report(6, Change::Opened, 8),
+        report(2, Change::Closed, 9),
+    ];
+    let judge = |new: &Connection, _: &str| by_parity(new.id.src().port());
+    let outcome = obey(reports.into_iter(), judge, &mut rig.connections, &rig.out);
+    assert!(outcome.is_ok(), "the last one has room at last: {outcome:?}");
+    assert_eq!(rig.flows(), BTreeMap::from([(6, (16, 8))]));
+    assert_eq!(rig.connections.count(), (1, 1), "those that closed are not known any more");
+}
+
+#[test]
+fn a_connection_that_is_replaced_ends_when_the_other_begins() {
+    let mut rig = Rig::new(10);
+    let tagged = Finding::Tag(tag(16));
+    rig.connections.reported(&connection(2, 1), tagged, Some(Timestamp(5)));
+    rig.connections.tell(&rig.out, &[(connection(2, 1).id, Some(Timestamp(5)))]).unwrap();
+    rig.connections.reported(&connection(2, 9), tagged, Some(Timestamp(8)));
+    let ends: Vec<_> =
+        rig.connections.over.iter().map(|(id, _, end)| (id.src().port(), *end)).collect();
+    assert_eq!(ends, [(2, Some(Timestamp(8)))]);
 }

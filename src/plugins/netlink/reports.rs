@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use log::info;
 
 use super::choice::{Choice, Connection};
-use super::known::Connections;
+use super::known::{Connections, Finding};
 use super::scan::Scanner;
 use super::NAME;
 use crate::config::Section;
@@ -69,37 +69,10 @@ impl Reports {
         known: &mut Connections,
         out: &Inlet,
     ) -> std::result::Result<bool, Refused> {
-        let mut fresh: Vec<(FlowId, Option<Timestamp>)> = Vec::new();
-        for _ in 0..BATCH {
-            let Some(report) = self.watch.read() else { break };
-            let Ok(id) = report.flow() else { continue };
-            let (cookie, time) = (report.cookie, Some(report.time));
-            match report.change {
-                // Anybody can send a SYN, from any address.
-                Change::Opened if report.passive => {}
-                Change::Opened | Change::Established => {
-                    let connections::Connection { uid, cgroup, .. } = report;
-                    let new = Connection { id, cookie, inode: 0, uid, cgroup };
-                    if known.is_new(&new) {
-                        let command = report.process.map_or(String::new(), |one| one.command);
-                        let finding = scanner.judge(choice, &new, &command);
-                        known.reported(&new, finding);
-                        if known.is_untold(&id, cookie) {
-                            fresh.push((id, time));
-                        }
-                    }
-                }
-                Change::Closed => {
-                    // A short life is told as well.
-                    if known.is_untold(&id, cookie) {
-                        known.tell(out, &fresh)?;
-                        fresh.clear();
-                    }
-                    known.gone(&id, cookie, time);
-                }
-            }
-        }
-        known.tell(out, &fresh)?;
+        scanner.begin_reports(choice);
+        let reports = std::iter::from_fn(|| self.watch.read()).take(BATCH);
+        let judge = |new: &Connection, command: &str| scanner.judge(choice, new, command);
+        obey(reports, judge, known, out)?;
         let lost = self.watch.lost();
         let more = lost - std::mem::replace(&mut self.lost, lost);
         if more > 0 {
@@ -114,4 +87,50 @@ impl AsFd for Reports {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
     }
+}
+
+/// Takes all of these reports, and tells the dispatcher.
+///
+/// # Errors
+/// As of [`Connections::tell`]; nothing is lost of what they say.
+pub(super) fn obey(
+    reports: impl Iterator<Item = connections::Connection>,
+    mut judge: impl FnMut(&Connection, &str) -> Finding,
+    known: &mut Connections,
+    out: &Inlet,
+) -> std::result::Result<(), Refused> {
+    let mut fresh: Vec<(FlowId, Option<Timestamp>)> = Vec::new();
+    let mut outcome = Ok(());
+    for report in reports {
+        let Ok(id) = report.flow() else { continue };
+        let (cookie, time) = (report.cookie, Some(report.time));
+        match report.change {
+            // Anybody can send a SYN, from any address.
+            Change::Opened if report.passive => {}
+            Change::Opened | Change::Established => {
+                let connections::Connection { uid, cgroup, interface, .. } = report;
+                let new = Connection { id, cookie, inode: 0, interface, uid, cgroup };
+                if known.is_new(&new) {
+                    let command = report.process.map_or(String::new(), |one| one.command);
+                    let finding = judge(&new, &command);
+                    known.reported(&new, finding, time);
+                    if known.is_untold(&id, cookie) {
+                        fresh.push((id, time));
+                    }
+                }
+            }
+            Change::Closed => {
+                // A short life is told as well, if there is room.
+                if outcome.is_ok() && known.is_untold(&id, cookie) {
+                    outcome = known.tell(out, &fresh);
+                    if outcome.is_ok() {
+                        fresh.clear();
+                    }
+                }
+                known.gone(&id, cookie, time);
+            }
+        }
+    }
+    // Also after a refusal: since then there may be ends, which make room.
+    known.tell(out, &fresh)
 }

@@ -3,6 +3,7 @@
 //! it takes to find the facts that rules need.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -36,6 +37,8 @@ pub(super) struct Scanner {
     diag: Diag,
     filter: Option<Filter>,
     facts: Facts,
+    /// Before, no report has the folders of control groups be read.
+    next_read: Instant,
 }
 
 /// What the rules may need to know of a socket.
@@ -61,7 +64,12 @@ impl Scanner {
             processes: needed(Need::Command).then(Processes::open).transpose()?,
             commands: HashMap::new(),
         };
-        Ok(Scanner { diag: Diag::open()?, filter: choice.filter(), facts })
+        Ok(Scanner {
+            diag: Diag::open()?,
+            filter: choice.filter(),
+            facts,
+            next_read: Instant::now(),
+        })
     }
 
     /// A round: looks at all connections, and judges those that are new.
@@ -78,17 +86,22 @@ impl Scanner {
             }
         }
         self.judge_all(choice, connections);
+        let mut silent: Option<Protocol> = None;
         // A dump may lack what is there.
-        for (id, cookie) in connections.unseen() {
+        for (id, cookie, interface) in connections.unseen() {
+            if silent == Some(id.protocol()) {
+                continue;
+            }
             let mut found = None;
-            let is_there = self.diag.look_up(&id, cookie, 0, |socket| found = connection(socket));
+            let is_there =
+                self.diag.look_up(&id, cookie, interface, 0, |socket| found = connection(socket));
             match (is_there, found) {
                 (Ok(_), Some(connection)) => connections.see(&connection),
                 (Ok(_), None) => connections.gone(&id, cookie, None),
                 // Then it cannot be said.
                 (Err(failure), _) => {
                     warn_limited!("{NAME}: cannot look for {id}: {}", failure.text);
-                    break;
+                    silent = Some(id.protocol());
                 }
             }
         }
@@ -140,7 +153,10 @@ impl Scanner {
         if nameless.is_empty() {
             return;
         }
-        self.facts.find_commands(&nameless);
+        if !self.facts.find_commands(&nameless) {
+            nameless.iter().for_each(|new| connections.judged(new, Finding::Undecided));
+            return;
+        }
         for new in nameless {
             let commands = self.facts.commands.remove(&new.inode);
             let found = commands.is_some();
@@ -156,11 +172,21 @@ impl Scanner {
         }
     }
 
+    /// Reports follow. To read the folders of all control groups is dear, and whoever may
+    /// connect decides how often there is one that is new: it is done once in a period, and
+    /// others wait for the next look.
+    pub(super) fn begin_reports(&mut self, choice: &Choice) {
+        let now = Instant::now();
+        if now >= self.next_read {
+            self.next_read = now + choice.period;
+            if let Some(cgroups) = &mut self.facts.cgroups {
+                cgroups.begin_round();
+            }
+        }
+    }
+
     /// Judges a connection that was reported, as far as that can be done at once.
     pub(super) fn judge(&mut self, choice: &Choice, new: &Connection, command: &str) -> Finding {
-        if let Some(cgroups) = &mut self.facts.cgroups {
-            cgroups.begin_round();
-        }
         let commands = [command.into()];
         let fact = if command.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
         self.facts.judge(choice, new, fact).unwrap_or(Finding::Undecided)
@@ -185,29 +211,42 @@ impl Facts {
             command,
         };
         let mut verdict = choice.judge(&subject, local);
-        let mut costly = false;
+        let (mut costly, mut is_told) = (false, true);
         if verdict == Verdict::Depends(Need::Cgroup) {
+            is_told = connection.cgroup.is_some();
             // A socket that nobody has may not have got its group yet.
-            let Some(id) = connection.cgroup else { return Err(Need::Cgroup) };
+            if !is_told && connection.inode == 0 {
+                return Err(Need::Cgroup);
+            }
+            if !is_told {
+                // No reason to leave the rules behind it out.
+                warn_limited!(
+                    "{NAME}: the kernel does not tell the control groups of sockets (5.8 does), \
+                     so rules by cgroup hold for no connection that was not reported"
+                );
+            }
             costly = true;
-            subject.cgroup = Fact::found(cgroups.as_mut().and_then(|known| known.path(id)));
+            let path = connection.cgroup.and_then(|id| cgroups.as_mut()?.path(id));
+            subject.cgroup = Fact::found(path);
             verdict = choice.judge(&subject, local);
         }
         match verdict {
             Verdict::Tag(tag) => Ok(Finding::Tag(tag)),
+            // A report may have told it.
+            Verdict::None if !is_told => Ok(Finding::NothingYet),
             Verdict::None if costly => Ok(Finding::RememberNothing),
             Verdict::None => Ok(Finding::Nothing),
             Verdict::Depends(need) => Err(need),
         }
     }
 
-    /// Finds out which processes have these sockets.
-    fn find_commands(&mut self, nameless: &[Connection]) {
+    /// Finds out which processes have these sockets; false: that cannot be said now.
+    fn find_commands(&mut self, nameless: &[Connection]) -> bool {
         let Facts { processes, commands, .. } = self;
         commands.clear();
         let wanted: std::collections::HashSet<u32> =
             nameless.iter().map(|connection| connection.inode).collect();
-        let Some(processes) = processes else { return };
+        let Some(processes) = processes else { return true };
         let outcome = processes.each(|holder| {
             if wanted.contains(&holder.inode) {
                 let name = String::from_utf8_lossy(holder.command);
@@ -217,9 +256,10 @@ impl Facts {
                 }
             }
         });
-        if let Err(error) = outcome {
+        if let Err(error) = &outcome {
             warn_limited!("{NAME}: cannot find out which process has a socket: {error}");
         }
+        outcome.is_ok()
     }
 }
 
@@ -235,7 +275,35 @@ fn connection(socket: &Socket<'_>) -> Option<Connection> {
         id: socket.flow().ok()?,
         cookie: socket.cookie,
         inode: socket.inode,
+        interface: socket.interface,
         uid: (socket.inode != 0).then_some(socket.uid),
         cgroup: socket.cgroup(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{FlowId, Tag};
+    use crate::rules::{Rule, Rules};
+
+    /// As kernels before 5.8 do.
+    #[test]
+    fn a_group_that_the_kernel_does_not_tell_leaves_the_other_rules_alone() {
+        let tags = [1, 2].map(|activity| Tag::new(2, activity).unwrap());
+        let grouped = Rule { cgroup: Some("/a".into()), ..Rule::of_all(tags[0]) };
+        let ends = ["[2001:db8::1]:5", "[2001:db8::2]:6"].map(|end| end.parse().unwrap());
+        let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
+        let (local, commands) = (Local::default(), HashMap::new());
+        let mut facts = Facts { local, cgroups: None, processes: None, commands };
+        let mut judge = |rules: Vec<Rule>, inode| {
+            let choice = Choice::of_rules(Rules(rules));
+            let one = Connection { id, cookie: 1, inode, interface: 0, uid: Some(0), cgroup: None };
+            facts.judge(&choice, &one, Fact::Open)
+        };
+        let both = || vec![grouped.clone(), Rule::of_all(tags[1])];
+        assert_eq!(judge(both(), 7), Ok(Finding::Tag(tags[1])));
+        assert_eq!(judge(vec![grouped.clone()], 7), Ok(Finding::NothingYet));
+        assert_eq!(judge(both(), 0), Err(Need::Cgroup), "it may get one");
+    }
 }

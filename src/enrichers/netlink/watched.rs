@@ -1,0 +1,181 @@
+//! The flows that are measured, and what TCP knew of those whose sockets are gone. Used by
+//! the enricher's thread and, when a flow ends, by the dispatcher's; either has it for some
+//! microseconds at a time, so neither waits for a list.
+//!
+//! A socket may go between two samples and before its flow ends. The kernel tells of that,
+//! of every connection of the host, and here is kept what is of a flow that is open.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use super::{sample, NAME};
+use crate::dispatcher::{Event, Queue};
+use crate::error::Result;
+use crate::flow::{FlowId, Protocol, Timestamp};
+use crate::flow_info::FlowInfo;
+use crate::net::sock_diag::{extension, Diag, Ends, State, NO_COOKIE};
+use crate::warn_limited;
+
+/// So long the kernel may take to tell of a socket that has just gone, in ms.
+const TELLING: u8 = 20;
+/// After a wait in vain there is none for so long, and for twice as long each time: where
+/// flows have no sockets here, ends are not held up.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+pub(super) struct Watched {
+    /// Those that are open, each with what TCP knew when its socket went.
+    pub(super) flows: HashMap<FlowId, Option<Box<FlowInfo>>>,
+    /// Of flows whose sockets are bound to an interface: which. The kernel wants to know it.
+    pub(super) bound: HashMap<FlowId, u32>,
+    /// `flows` has got other keys.
+    pub(super) has_changed: bool,
+    /// What has not yet been handed on of the sockets that went.
+    pub(super) fresh: Vec<(FlowId, FlowInfo)>,
+    pub(super) queue: Option<Queue>,
+    ends: Option<Ends>,
+    diag: Diag,
+    protocol: Protocol,
+    extensions: u8,
+    /// Not to be waited for before, and the pause after that.
+    patient_from: Instant,
+    pause: Duration,
+}
+
+/// For two threads.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Watched>>);
+
+impl Shared {
+    pub(super) fn new(protocol: Protocol, extensions: u8) -> Result<Self> {
+        // Of UDP the kernel knows nothing that is worth hearing.
+        let wanted = protocol == Protocol::Tcp && extensions & extension::INFO != 0;
+        let ends = wanted.then(Ends::open).and_then(|ends| {
+            let say = |error| {
+                log::warn!("{NAME}: what is sent shortly before a socket goes is missed: {error}");
+            };
+            ends.map_err(say).ok()
+        });
+        Ok(Shared(Arc::new(Mutex::new(Watched {
+            flows: HashMap::new(),
+            bound: HashMap::new(),
+            has_changed: false,
+            fresh: Vec::new(),
+            queue: None,
+            ends,
+            diag: Diag::open()?,
+            protocol,
+            extensions,
+            patient_from: Instant::now(),
+            pause: PAUSE,
+        }))))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    /// What is readable when a socket has gone.
+    pub(super) fn ends(&self) -> Option<OwnedFd> {
+        self.ends.as_ref()?.as_fd().try_clone_to_owned().ok()
+    }
+
+    /// Learns which flows have started and ended, and which of them have lost their socket.
+    pub(super) fn follow(&mut self) {
+        while let Some(batch) = self.queue.as_ref().and_then(Queue::try_recv) {
+            for event in batch.iter() {
+                self.has_changed |= match event {
+                    Event::Start(flow) if flow.id.protocol() == self.protocol => {
+                        self.flows.insert(flow.id, None).is_none()
+                    }
+                    Event::End(flow, _) => {
+                        self.bound.remove(&flow.id);
+                        self.flows.remove(&flow.id).is_some()
+                    }
+                    _ => false,
+                };
+            }
+        }
+        if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
+            self.flows.shrink_to(self.flows.len() * 2);
+        }
+        self.take_ends();
+    }
+
+    fn take_ends(&mut self) {
+        let Watched { flows, fresh, diag, ends: Some(ends), .. } = self else { return };
+        let outcome = ends.take(|socket| {
+            let Ok(id) = socket.flow() else { return };
+            let Some(last) = flows.get_mut(&id) else { return };
+            let mut state = State::LAST_ACK;
+            // Who closes first leaves something behind, and that hears the other side's FIN,
+            // unless the socket has, and then nobody has read it. (Or somebody did, who had
+            // closed half of it before: then an octet too many is told.)
+            let closed_first = [State::FIN_WAIT_2, State::TIME_WAIT];
+            let _ = diag.look_up(&id, NO_COOKIE, socket.interface, 0, |rest| {
+                if socket.unread == 0 && closed_first.contains(&rest.state) {
+                    state = State::FIN_WAIT_2;
+                }
+            });
+            let info =
+                FlowInfo::last(Timestamp::now(), socket.cookie, socket.attributes(), state.0);
+            fresh.push((id, info.clone()));
+            *last = Some(Box::new(info));
+        });
+        match outcome {
+            Ok(false) => {}
+            Ok(true) => warn_limited!(
+                "{NAME}: sockets go faster than they can be heard of, so the last octets of \
+                 some flows may not be counted"
+            ),
+            Err(errno) => {
+                log::warn!("{NAME}: cannot hear of sockets that go: {errno}");
+                self.ends = None;
+            }
+        }
+    }
+
+    /// Looks at a flow that ends.
+    pub(super) fn last_look(&mut self, id: &FlowId) -> Option<FlowInfo> {
+        if id.protocol() != self.protocol {
+            return None;
+        }
+        let mut found = None;
+        let interface = self.bound.get(id).copied().unwrap_or(0);
+        let outcome = self.diag.look_up(id, NO_COOKIE, interface, self.extensions, |socket| {
+            found = sample(socket, self.extensions, Timestamp::now());
+        });
+        if let Err(failure) = outcome {
+            warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");
+        }
+        if found.is_some() {
+            return found;
+        }
+        self.follow();
+        let since = Instant::now();
+        let end = since + Duration::from_millis(TELLING.into());
+        loop {
+            if let Some(last) = self.flows.get_mut(id)?.take() {
+                self.pause = PAUSE;
+                return Some(*last);
+            }
+            // It may have had a socket a moment ago: then the kernel will tell.
+            let now = Instant::now();
+            let ends = self.ends.as_ref().filter(|_| self.patient_from <= since)?;
+            if now >= end {
+                self.patient_from = now + self.pause;
+                self.pause = LONGEST_PAUSE.min(2 * self.pause);
+                return None;
+            }
+            let mut fds = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::from(TELLING));
+            self.take_ends();
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Usage, octet by octet, where it is easily lost: sockets that go before their flow ends, many
+//! streams between two hosts, and ends that come together or twice.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+
+use serde_json::{json, Value as Json};
+
+use super::valid;
+use crate::common::{free_port, receive, skip_unless_root, wait_for, Daemon};
+
+/// A daemon that measures once in `period` ms, and where its fireflies go.
+fn daemon(period: u64, firefly: Json) -> (Daemon, UdpSocket) {
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut firefly = firefly;
+    firefly["sendToDestination"] = json!(false);
+    firefly["collectors"] = json!([sink.local_addr().unwrap().to_string()]);
+    let daemon = Daemon::start(json!({
+        "plugins": { "namedPipe": {}, "api": { "bindPort": free_port() } },
+        "enrichers": { "period": period, "netlink": {} },
+        "backends": { "firefly": firefly },
+    }));
+    (daemon, sink)
+}
+
+fn next(sink: &UdpSocket) -> Json {
+    let mut buffer = [0; 4000];
+    let size = receive(sink, &mut buffer).unwrap();
+    valid(std::str::from_utf8(&buffer[..size]).unwrap())
+}
+
+/// Both ends of a connection, and what is said of the first.
+struct Stream {
+    near: TcpStream,
+    far: TcpStream,
+    flow: String,
+}
+
+impl Stream {
+    fn new(listener: &TcpListener) -> Self {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        let said = |end: SocketAddr| format!("{} {}", end.ip(), end.port());
+        let ends = (near.local_addr().unwrap(), near.peer_addr().unwrap());
+        let flow = format!("tcp {} {} 2 16", said(ends.0), said(ends.1));
+        Stream { near, far, flow }
+    }
+
+    fn port(&self) -> u16 {
+        self.near.local_addr().unwrap().port()
+    }
+
+    fn carry(&mut self, there: usize, back: usize) {
+        carry(&mut self.near, &mut self.far, there);
+        carry(&mut self.far, &mut self.near, back);
+    }
+}
+
+/// All arrives, so all is acknowledged.
+fn carry(from: &mut TcpStream, to: &mut TcpStream, octets: usize) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| from.write_all(&vec![7; octets]).unwrap());
+        to.read_exact(&mut vec![0; octets]).unwrap();
+    });
+}
+
+/// How a connection may be closed, the flow's own end being the first.
+const WAYS: [fn(TcpStream, TcpStream); 4] = [
+    |near, far| drop((near, far)),
+    |near, mut far| {
+        drop(near);
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+    },
+    |mut near, far| {
+        drop(far);
+        assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+    },
+    |mut near, mut far| {
+        far.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+    },
+];
+
+/// No sample is taken in an hour: what is known comes from the socket's end.
+#[test]
+fn usage_is_exact_where_the_socket_goes_before_the_flow_and_between_two_samples() {
+    if skip_unless_root() {
+        return;
+    }
+    let (mut daemon, sink) = daemon(3_600_000, json!({}));
+    for address in ["[::1]:0", "127.0.0.1:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        for (way, close) in WAYS.into_iter().enumerate() {
+            for (there, back) in [(3_000_001, 70_003), (400_000, 0), (0, 5_000), (0, 0)] {
+                let mut stream = Stream::new(&listener);
+                daemon.write(&format!("start {}\n", stream.flow));
+                assert_eq!(next(&sink)["flow-lifecycle"]["state"], "start");
+                stream.carry(there, back);
+                let Stream { near, far, flow } = stream;
+                close(near, far);
+                daemon.write(&format!("end {flow}\n"));
+                let end = next(&sink);
+                assert_eq!(end["flow-lifecycle"]["state"], "end");
+                let usage = json!({ "received": back, "sent": there });
+                assert_eq!(end["usage"], usage, "{flow}, way {way}");
+            }
+        }
+    }
+    daemon.stop(&[]);
+}
+
+/// Also what samples told before is still there: the kernel says less of a socket that goes.
+#[test]
+fn a_socket_that_goes_leaves_what_was_known_of_it() {
+    if skip_unless_root() {
+        return;
+    }
+    let firefly = json!({ "enrich": true, "enrichmentMode": "lean" });
+    let (mut daemon, sink) = daemon(1000, firefly);
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let mut stream = Stream::new(&listener);
+    daemon.write(&format!("start {}\n", stream.flow));
+    next(&sink);
+    stream.carry(1000, 10);
+    let sent = |daemon: &Daemon| daemon.get("/flows").1["flows"][0]["usage"]["sent"].clone();
+    wait_for("a sample", || (sent(&daemon) == 1000).then_some(()));
+    stream.carry(500, 0);
+    let Stream { near, far, flow } = stream;
+    drop((near, far));
+    // The flow is open, and the socket's last figures are told.
+    wait_for("the socket's end", || (sent(&daemon) == 1500).then_some(()));
+    daemon.write(&format!("end {flow}\n"));
+    let end = next(&sink);
+    assert_eq!(end["usage"], json!({ "received": 10, "sent": 1500 }));
+    assert!(end["netlink"]["cong"]["algorithm"].is_string(), "{end}");
+    assert!(end["netlink"]["rtt"].as_f64() > Some(0.0), "{end}");
+    daemon.stop(&[]);
+}
+
+/// Each has its own usage and samples, whatever the others do. Defect 21 with them.
+#[test]
+fn parallel_streams_between_two_hosts_are_kept_apart() {
+    const STREAMS: usize = 40;
+    let (mut daemon, sink) = daemon(100, json!({ "enrich": true }));
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let mut streams: Vec<_> = (0..STREAMS).map(|_| Stream::new(&listener)).collect();
+    let starts: String = streams.iter().map(|one| format!("start {}\n", one.flow)).collect();
+    daemon.write(&starts);
+    for _ in 0..STREAMS {
+        assert_eq!(next(&sink)["flow-lifecycle"]["state"], "start");
+    }
+    let usage = |index: usize| json!({ "received": 100 + index, "sent": 10_000 * (index + 1) });
+    for (index, stream) in streams.iter_mut().enumerate() {
+        stream.carry(10_000 * (index + 1), 100 + index);
+    }
+    let ports: Vec<_> = streams.iter().map(Stream::port).collect();
+    let place = |port: u64| ports.iter().position(|one| u64::from(*one) == port).unwrap();
+    wait_for("a sample of each", || {
+        let flows = daemon.get("/flows").1;
+        let flows = flows["flows"].as_array().unwrap();
+        assert_eq!(flows.len(), STREAMS);
+        let is_exact = |flow: &Json| {
+            let port = flow["src"].as_str().unwrap().rsplit(':').next().unwrap();
+            flow["usage"] == usage(place(port.parse().unwrap()))
+        };
+        flows.iter().all(is_exact).then_some(())
+    });
+    let ends: String = streams.iter().map(|one| format!("end {}\n", one.flow)).collect();
+    daemon.write(&ends);
+    let mut met = vec![0; STREAMS];
+    for _ in 0..STREAMS {
+        let end = next(&sink);
+        let index = place(end["flow-id"]["src-port"].as_u64().unwrap());
+        met[index] += 1;
+        assert_eq!(end["usage"], usage(index), "{end}");
+        // The sample is of that socket.
+        let sent = end["netlink"]["tcpInfo"]["bytesSent"].as_u64();
+        assert!(sent >= usage(index)["sent"].as_u64(), "{end}");
+    }
+    assert_eq!(met, vec![1; STREAMS]);
+    daemon.stop(&[]);
+}
+
+/// Defect 21: two flows between one pair of hosts that end together, and an end that comes
+/// again, were the end of the daemon.
+#[test]
+fn defect_21_flows_end_together_and_ends_come_again_a_thousand_times() {
+    let (mut daemon, sink) = daemon(100, json!({ "enrich": true }));
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let mut streams = [Stream::new(&listener), Stream::new(&listener)];
+    for (index, stream) in streams.iter_mut().enumerate() {
+        stream.carry(5_000, 7 + index);
+    }
+    let [first, second] = streams.each_ref().map(|one| one.flow.clone());
+    for round in 0..1000 {
+        daemon.write(&format!(
+            "start {first}\nstart {second}\nend {first}\nend {second}\nend {first}\nend {second}\n"
+        ));
+        let mut states = Vec::new();
+        for _ in 0..4 {
+            let firefly = next(&sink);
+            let state = firefly["flow-lifecycle"]["state"].as_str().unwrap().to_owned();
+            let index = u16::try_from(firefly["flow-id"]["src-port"].as_u64().unwrap()).unwrap();
+            let index = usize::from(index == streams[1].port());
+            if state == "end" {
+                let usage = json!({ "received": 7 + index, "sent": 5_000 });
+                assert_eq!(firefly["usage"], usage, "round {round}");
+            }
+            states.push((state, index));
+        }
+        states.sort();
+        let expected = [("end", 0), ("end", 1), ("start", 0), ("start", 1)];
+        assert_eq!(states, expected.map(|(state, index)| (state.to_owned(), index)));
+    }
+    let flows = daemon.get("/flows").1;
+    assert_eq!(flows["flows"], json!([]));
+    daemon.stop(&[]);
+}
