@@ -210,3 +210,17 @@ fn a_thread_that_cannot_be_started_leaves_nothing_behind() {
         assert!(failures.iter().any(said), "{place}: {failures:#?}");
     }
 }
+
+/// It may come later, but more often its path is wrong.
+#[test]
+fn a_control_group_that_is_not_there_is_warned_of() {
+    if skip_unless_root() {
+        return;
+    }
+    let rule = json!({"cgroup": "/no such group/", "experiment": 2, "activity": 1});
+    let netlink = json!({"rules": [rule], "immediate": "false"});
+    let daemon = Daemon::start(json!({ "plugins": { "netlink": netlink } }));
+    let missing = "plugins.netlink.rules[0].cgroup: there is no control group \"/no such group\"";
+    daemon.wait_for_line(missing);
+    daemon.stop(&[missing]);
+}
