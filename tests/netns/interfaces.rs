@@ -165,8 +165,12 @@ fn an_interface_is_marked_while_its_name_is_wanted() {
     daemon.wait_for_line("named: the interface is gone");
     let cable = hosts.plug("named");
     cable.wait_until_marked(Strategy::Label, true);
-    daemon.signal(Signal::SIGUSR1);
-    daemon.wait_for_line("interfaces marked: named");
+    // It marks already when the list of names is not made anew yet.
+    wait_for("the interface to be named", || {
+        daemon.signal(Signal::SIGUSR1);
+        let named = |line: &String| line.contains("interfaces marked: named");
+        daemon.lines().iter().any(named).then_some(())
+    });
     daemon.stop(&["no interface matches"]);
     assert_eq!(hosts.programs("named"), 0, "nothing is left");
 }

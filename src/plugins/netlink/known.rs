@@ -128,9 +128,13 @@ impl Connections {
         news
     }
 
-    /// Whether a report of the connection says something new.
+    /// Whether a report of the connection says something new: also if a look came before it
+    /// and saw nobody who holds the socket.
     pub(super) fn is_new(&self, connection: &Connection) -> bool {
-        self.all.get(&connection.id).is_none_or(|known| known.cookie != connection.cookie)
+        self.all.get(&connection.id).is_none_or(|known| {
+            let undecided = known.tag.is_none() && known.retries > 0;
+            known.cookie != connection.cookie || undecided
+        })
     }
 
     /// Takes what was found of a connection that was reported at `time`; the next round judges
