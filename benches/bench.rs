@@ -8,6 +8,7 @@
 mod control;
 mod data_path;
 mod enrich;
+mod load;
 mod process;
 mod scan;
 mod scrape;

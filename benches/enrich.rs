@@ -2,49 +2,19 @@
 //! time of all its threads, kernel included, as the share of one core at a period of a second,
 //! and resident memory. And what hearing of each socket that goes costs who opens them.
 
-use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use glowd::flow::Protocol;
-use glowd::net::sock_diag::{Diag, Ends, Family, Query, States};
+use glowd::net::sock_diag::Ends;
 
 use crate::control::in_own_network;
+use crate::load::{connection, share, starts, tell};
 use crate::process::Daemon;
 use crate::row;
 use crate::scan::Held;
 
 pub(crate) const SECTIONS: &[crate::Section] = &[("enrich", enrich), ("ends", ends)];
-
-/// The sockets of this network, as starts of flows.
-fn starts() -> Vec<String> {
-    let mut lines = Vec::new();
-    let query = Query {
-        protocol: Protocol::Tcp,
-        family: Family::V6,
-        states: States::OPEN,
-        extensions: 0,
-        filter: None,
-    };
-    let coverage = Diag::open().unwrap().dump(&query, |socket| {
-        let (src, dst) = (socket.local, socket.remote);
-        let (from, to) = (format!("{} {}", src.ip(), src.port()), dst.ip());
-        lines.push(format!("start tcp {from} {to} {} 2 16\n", dst.port()));
-    });
-    assert!(coverage.is_ok());
-    lines
-}
-
-/// The cheapest of some periods, since others use the machine too.
-fn share(daemon: &Daemon) -> f64 {
-    let period = |_| {
-        let (before, since) = (daemon.cpu(), Instant::now());
-        thread::sleep(Duration::from_secs(2));
-        (daemon.cpu() - before).as_secs_f64() / since.elapsed().as_secs_f64() * 100.0
-    };
-    (0..4).map(period).fold(f64::INFINITY, f64::min)
-}
 
 fn enrich() {
     in_own_network();
@@ -62,36 +32,13 @@ fn enrich() {
             "backends": { "firefly": { "sendToDestination": false, "collectors": ["127.0.0.1:9"] } },
         }));
         let lines = starts();
-        let mut pipe = std::fs::OpenOptions::new().write(true).open(daemon.pipe()).unwrap();
-        pipe.write_all(lines.concat().as_bytes()).unwrap();
-        drop(pipe);
-        while daemon.open_flows() < lines.len() as u64 {}
-        // One period is over, so each has a sample.
-        thread::sleep(Duration::from_secs(2));
+        tell(&daemon, &lines);
         let measured = format!("{:.2} %", share(&daemon));
         row(&format!("enricher netlink, {flows} flows once a second"), measured, reach[0]);
         let measured = format!("{:.1} MB", daemon.resident());
         row("the same, resident memory", measured, reach[1]);
         daemon.stop();
     }
-}
-
-/// Nanoseconds for a connection of nobody's interest, opened and closed.
-fn connection(listener: &TcpListener) -> f64 {
-    const TIMES: u32 = 4000;
-    let target = listener.local_addr().unwrap();
-    let round = |_| {
-        let since = Instant::now();
-        for _ in 0..TIMES {
-            let near = TcpStream::connect(target).unwrap();
-            // The other side closes first, and its port is the same each time: no port is
-            // left waiting.
-            listener.accept().unwrap().0.shutdown(Shutdown::Both).unwrap();
-            drop(near);
-        }
-        since.elapsed().as_nanos() as f64 / f64::from(TIMES)
-    };
-    (0..5).map(round).fold(f64::INFINITY, f64::min)
 }
 
 fn ends() {

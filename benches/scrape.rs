@@ -5,11 +5,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use glowd::flow::Protocol;
-use glowd::net::sock_diag::{Coverage, Diag, Family, Query, States};
 use serde_json::json;
 
 use crate::control::in_own_network;
+use crate::load::starts;
 use crate::process::{Binary, Daemon};
 use crate::scan::Held;
 
@@ -30,26 +29,13 @@ fn scrapes(binary: Binary) {
     in_own_network();
     let mut held = Held::default();
     held.add(FLOWS / 2);
-    let mut lines = String::new();
-    let query = Query {
-        protocol: Protocol::Tcp,
-        family: Family::V6,
-        states: States::OPEN,
-        extensions: 0,
-        filter: None,
-    };
-    let listed = Diag::open().unwrap().dump(&query, |socket| {
-        let (from, to) = (socket.local, socket.remote);
-        let ends = (from.ip(), from.port(), to.ip(), to.port());
-        lines.push_str(&format!("start tcp {} {} {} {} 2 16\n", ends.0, ends.1, ends.2, ends.3));
-    });
-    assert_eq!(listed, Ok(Coverage::Whole));
+    let lines = starts();
     let daemon = Daemon::start_binary(
         binary,
         json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": {}},
                "enrichers": {"netlink": {}}}),
     );
-    fs::write(daemon.pipe(), lines).unwrap();
+    fs::write(daemon.pipe(), lines.concat()).unwrap();
     let series = |answer: &[u8]| answer.windows(13).filter(|w| w == b"flow_tcp_rtt{").count();
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut answer = Vec::new();
