@@ -1,7 +1,7 @@
 //! Real TCP and UDP between the namespaces, with the standard library's sockets
 //! where they can do it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::netns::Namespace;
-use super::PATIENCE;
+use super::{wait_for, PATIENCE};
 
 pub(crate) fn v6(address: &str, port: u16) -> SocketAddrV6 {
     let ip: Ipv6Addr = address.parse().expect("an IPv6 address");
@@ -101,9 +101,18 @@ impl Connection {
     }
 }
 
+/// A UDP socket that is bound. One before it with this address may still be open for a
+/// moment after its end: in a child that another test is about to make of this process.
+pub(crate) fn bound(namespace: &Namespace, from: SocketAddrV6) -> UdpSocket {
+    wait_for("the address to be free", || match namespace.enter(|| UdpSocket::bind(from)) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+        result => Some(result.expect("to bind")),
+    })
+}
+
 /// A UDP socket that is bound and connected.
 pub(crate) fn udp(namespace: &Namespace, from: SocketAddrV6, to: SocketAddrV6) -> UdpSocket {
-    let socket = namespace.enter(|| UdpSocket::bind(from)).expect("to bind");
+    let socket = bound(namespace, from);
     socket.connect(to).expect("to connect");
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     socket

@@ -7,8 +7,8 @@ use serde_json::{json, Value};
 use super::rig::{each, is_marked, is_plain, line, of, Strategy, ATLAS, CMS, STRATEGIES};
 use crate::common::packet::{Packet, TCP, UDP};
 use crate::common::{
-    skip_unless_root, udp, v6, wait_for, Capture, Connection, Daemon, Pair, DEVICE, HERE, PATIENCE,
-    THERE,
+    bound, skip_unless_root, udp, v6, wait_for, Capture, Connection, Daemon, Pair, DEVICE, HERE,
+    PATIENCE, THERE,
 };
 use crate::firefly::SCHEMA;
 
@@ -44,7 +44,7 @@ impl Host {
         let (from, to) = (v6(HERE, ports.0), v6(THERE, ports.1));
         let _sink = udp(&self.pair.there, to, from);
         // Not connected, so that it is no flow.
-        let socket = self.pair.here.enter(|| UdpSocket::bind(from)).expect("a socket");
+        let socket = bound(&self.pair.here, from);
         wait_for("a datagram as it should be", || {
             let start = self.capture.count();
             socket.send_to(b"probe", to).expect("to send");
