@@ -92,7 +92,10 @@ static KEYS: &[Key] = &[
             "Where packets carry the tag: in the flow label, in a hop-by-hop options header, in a \
               destination options header, or in both headers. A header makes packets 8 octets \
               longer, both make them 16; connections that open while glowd runs leave room for \
-              it. Headers need Linux 5.7, or a distribution's kernel with its features.",
+              it. Headers need Linux 5.7, or a distribution's kernel with its features. Many \
+              networks drop packets with such headers (RFC 7872), and Linux hosts that forward \
+              merged segments to a link of a smaller MTU can stall connections with a \
+              destination options header: try the whole path before you choose one.",
     },
     Key {
         name: "rules",
