@@ -103,7 +103,7 @@ fn watch_names_what_it_lacks() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (status, told) = refusal(Command::new(binary()).args(["watch", "-i", "nope0"]));
-    assert_eq!(status, Some(78), "{told}");
+    assert_eq!(status, Some(64), "{told}");
     assert!(told.starts_with("glowd: there is no interface \"nope0\"; there are "), "{told}");
     if skip_unless_root() {
         return;

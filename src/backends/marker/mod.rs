@@ -61,8 +61,9 @@ static KEYS: &[Key] = &[
         kind: Kind::List,
         default: "[]",
         live: false,
-        doc: "The interfaces whose outgoing packets are marked: names, and patterns in which * \
-              stands for any text and ? for one character. A name or pattern behind an \
+        doc: "The interfaces whose outgoing packets are marked: names, and patterns as in \
+              glob(7), in which * stands for any text, ? for one character and [0-3] for one of \
+              those. A name or pattern behind an \
               exclamation mark says which not to mark, also of those that are discovered. A name \
               that does not exist at the start, or an interface of that name whose packets begin \
               with a header that glowd does not know, keeps glowd from starting; a pattern may \
