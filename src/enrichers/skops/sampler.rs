@@ -25,7 +25,7 @@ use crate::enrichers::Enricher;
 use crate::error::{At, Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::{FlowInfo, LastLook};
-use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_SAMPLES};
+use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::connections;
 use crate::net::sock_diag::{Diag, State, NO_COOKIE};
@@ -69,6 +69,8 @@ struct Counters {
     lost: Count,
     /// There was no room in the ring buffer.
     unread: Count,
+    /// Looks and watches that the kernel refused.
+    failed: Count,
 }
 
 /// Samples at changes of state.
@@ -107,6 +109,7 @@ fn open(section: &Section, context: &Context) -> Result<Sampler> {
         writer.number(&ENRICHER_SAMPLES, &["skops"], counted.taken.get());
         let lost = counted.lost.get() + counted.unread.get();
         writer.number(&ENRICHER_DROPPED, &["skops"], lost);
+        writer.number(&ENRICHER_FAILED, &["skops"], counted.failed.get());
     });
     let ring = object.ring_buffer("changes")?;
     Ok(Sampler {
@@ -198,6 +201,7 @@ impl Sampler {
                     _ => Ok(()),
                 };
                 if let Err(error) = outcome {
+                    self.counters.failed.add(1);
                     warn_limited!("{NAME}: cannot watch a flow: {error}");
                 }
             }
@@ -246,6 +250,7 @@ impl Sampler {
             })
         });
         if let Err(error) = outcome {
+            self.counters.failed.add(1);
             warn_limited!("{NAME}: cannot look at the sockets of flows: {error}");
         }
         sink.flush();
