@@ -10,7 +10,7 @@ use crate::common::{
     HERE, THERE,
 };
 
-fn daemon(pair: &Pair, strategy: Strategy, received: bool) -> Daemon {
+fn daemon(pair: &Pair, strategy: Strategy, received: &str) -> Daemon {
     let config = json!({
         "plugins": {"namedPipe": {}, "api": {"bindPort": 7777}},
         "backends": {"marker": {
@@ -47,7 +47,7 @@ fn usage_is_what_was_sent_and_received_to_the_octet() {
         for offload in [Offload::Tso, Offload::None] {
             let pair = Pair::new();
             pair.set_device(1500, offload);
-            let mut daemon = daemon(&pair, strategy, true);
+            let mut daemon = daemon(&pair, strategy, "all");
             let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
             daemon.write(&line(true, "tcp", from, to, ATLAS));
             daemon.wait_for_line("start tcp");
@@ -95,7 +95,7 @@ fn datagrams_are_counted_by_flow_and_direction_and_slots_begin_anew() {
         return;
     }
     let pair = Pair::new();
-    let mut daemon = daemon(&pair, Strategy::Label, true);
+    let mut daemon = daemon(&pair, Strategy::Label, "udp");
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
     let here = udp(&pair.here, from, to);
     let there = udp(&pair.there, to, from);
@@ -136,7 +136,7 @@ fn what_leaves_is_counted_without_a_look_at_what_arrives() {
         return;
     }
     let pair = Pair::new();
-    let mut daemon = daemon(&pair, Strategy::Label, false);
+    let mut daemon = daemon(&pair, Strategy::Label, "off");
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
     let here = udp(&pair.here, from, to);
     let _there = udp(&pair.there, to, from);
