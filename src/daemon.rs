@@ -79,6 +79,7 @@ fn live(
         names,
         metrics: metrics.clone(),
         period: config.period(),
+        in_full: Arc::default(),
     };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {

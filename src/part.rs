@@ -5,6 +5,7 @@
 //! by `check`, which touch nothing. Build: `build` acquires what the part needs
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// How often flows are measured (`enrichers.period`).
     pub period: Duration,
+    /// Whether anybody says all that is known of a connection: who says it sets it, and
+    /// enrichers ask the kernel for no more than is read.
+    pub in_full: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -53,6 +57,7 @@ impl Context {
             names: Arc::new(names),
             metrics: Arc::default(),
             period: Duration::from_secs(1),
+            in_full: Arc::default(),
         }
     }
 }

@@ -190,7 +190,7 @@ fn parallel_streams_are_kept_apart() {
 fn samples_are_what_sock_diag_tells() {
     let Some(mut sampler) = sampler("poll") else { return };
     let mut diag = Diag::open().unwrap();
-    let mut look = |id: &FlowId| look(&mut diag, id);
+    let mut look = |id: &FlowId| look(&mut diag, id, true);
     for (address, target) in [("[::1]:0", "::1"), ("127.0.0.1:0", "127.0.0.1")] {
         let (mut near, mut far, id) = connected(address, target);
         for id in [id, back(id)] {
