@@ -235,3 +235,61 @@ fn append(kept: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// How the dispatcher looks at a flow a last time when that ends, on its own thread: at once,
 /// since the end does not wait. None: there is no socket any more, or it says nothing.
 pub type LastLook = Box<dyn FnMut(&crate::flow::FlowId) -> Option<FlowInfo> + Send>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(of: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        of.iter().for_each(|(kind, value)| append(&mut bytes, *kind, value));
+        bytes
+    }
+
+    fn whole(control: &[u8], answer: u16) -> FlowInfo {
+        let bytes = attributes(&[
+            (INFO, &[1; 248]),
+            (CONGESTION, control),
+            (answer, &[1; 20]),
+            (TOS, &[1]),
+        ]);
+        let kinds = Kinds::new(u8::MAX, true);
+        FlowInfo::new(Timestamp(7), 1, kinds, &[1; 72], Attributes(&bytes))
+    }
+
+    #[test]
+    fn kinds_are_those_of_ext() {
+        for ext in 0..=u8::MAX {
+            assert_eq!(Kinds::new(ext, true).extensions(), ext);
+            assert_eq!(Kinds::new(ext, false).extensions(), ext & (2 | 8 | 64));
+            assert_eq!(Kinds::new(ext, true).has(BBR), ext & 4 != 0);
+        }
+        assert!(!Kinds::new(u8::MAX, true).has(21) && !Kinds::new(u8::MAX, true).has(0x3fff));
+    }
+
+    /// And whoever took over from BBR says nothing of bandwidth.
+    #[test]
+    fn a_sample_that_is_whole_takes_nothing_from_the_one_before() {
+        let before = whole(b"bbr\0", BBR);
+        let mut now = whole(b"vegas\0", VEGAS);
+        now.complete(&before);
+        assert_eq!((now.before, now.bbr()), (Some(Timestamp(7)), None));
+        assert!(now.vegas().is_some() && now.message().is_some());
+    }
+
+    #[test]
+    fn a_part_takes_what_it_lacks_of_the_same_congestion_control() {
+        let before = whole(b"bbr\0", BBR);
+        for (name, due) in [(&b"bbr\0"[..], true), (b"cubic\0", false)] {
+            let mut now = FlowInfo::by_program(Timestamp(8), 1, &[2; 232], name);
+            now.complete(&before);
+            assert_eq!((now.bbr().is_some(), now.tos()), (due, Some(1)));
+            assert_eq!(now.tcp_info().unwrap().state(), Some(2));
+        }
+        let info = attributes(&[(INFO, &[3; 248])]);
+        let mut now = FlowInfo::last(Timestamp(8), 1, Attributes(&info), 7);
+        now.complete(&before);
+        assert_eq!((now.congestion(), now.bbr()), (Some("bbr"), before.bbr()));
+        assert_eq!(now.tcp_info().unwrap().state(), Some(7));
+    }
+}

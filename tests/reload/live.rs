@@ -404,7 +404,9 @@ fn enrich() {
 
 fn enrichment_mode() {
     let lean = json!({ "enrich": true });
-    of_a_connection(lean, "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    of_a_connection(lean.clone(), "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    // The enricher has to ask for more.
+    of_a_connection(lean, "enrichmentMode", json!("full"), "\"skBuff\":{\"rQueue\":");
 }
 
 fn ongoing_period() {
