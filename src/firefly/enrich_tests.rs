@@ -140,7 +140,7 @@ fn all_that_is_known_is_told_in_full() {
                         "dstIP": [four, four, four, four], "ifId": four,
                         "cookie": [four, four] } })
     );
-    let vegas = parsed(Mode::Full, &sample_under(b"veno\0", (3, &[1; 16]), 1, 1));
+    let vegas = parsed(Mode::Full, &sample_under(b"nv\0", (3, &[1; 16]), 1, 1));
     let said = json!({ "enabled": four, "rttCount": four, "rtt": four, "minRtt": four });
     assert_eq!((&vegas["vegasInfo"], vegas.get("bbr")), (&said, None));
     let dctcp = parsed(Mode::Full, &sample_under(b"dctcp\0", (9, &[1; 16]), 1, 1));

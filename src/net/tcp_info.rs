@@ -17,7 +17,7 @@ pub struct TcpInfo<'a>(pub &'a [u8]);
 pub struct BbrInfo<'a>(pub &'a [u8]);
 
 /// What Vegas says of a connection, and other congestion controls that watch its round-trip
-/// time (Illinois, NV, Veno, Westwood+, YeAH): a struct tcpvegas_info.
+/// time (Illinois, NV, Westwood+, YeAH): a struct tcpvegas_info.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VegasInfo<'a>(pub &'a [u8]);
 
