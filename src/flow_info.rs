@@ -85,11 +85,14 @@ impl FlowInfo {
         message: &[u8],
         attributes: Attributes<'_>,
     ) -> Self {
-        let is_whole = attributes.clone().find(INFO).is_some();
         let all = std::iter::once((MESSAGE, message)).chain(attributes);
         let kept = all.filter(|(kind, value)| kinds.has(*kind) && !value.is_empty());
         // Exactly, or it is moved once more to give back the rest.
-        let size = kept.clone().map(|(_, value)| 4 + value.len().next_multiple_of(4)).sum();
+        let (mut size, mut is_whole) = (0, false);
+        kept.clone().for_each(|(kind, value)| {
+            size += 4 + value.len().next_multiple_of(4);
+            is_whole |= kind == INFO;
+        });
         let mut bytes = Vec::with_capacity(size);
         kept.for_each(|(kind, value)| append(&mut bytes, kind, value));
         let attributes = bytes.into();
