@@ -81,6 +81,7 @@ fn live(
         metrics: metrics.clone(),
         period: config.period(),
         enriched: !config.enrichers.is_empty(),
+        in_full: Arc::default(),
     };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {

@@ -250,7 +250,8 @@ fn sample(cookie: u64, sent: u64) -> crate::flow_info::FlowInfo {
     let head = [252_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat();
     let attribute = [head, info].concat();
     let attributes = crate::net::attributes::Attributes(&attribute);
-    crate::flow_info::FlowInfo::new(Timestamp(sent), cookie, attributes)
+    let kinds = crate::flow_info::Kinds::new(u8::MAX, false);
+    crate::flow_info::FlowInfo::new(Timestamp(sent), cookie, kinds, &[], attributes)
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! by `check`, which touch nothing. Build: `build` acquires what the part needs
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,9 @@ pub struct Context {
     pub period: Duration,
     /// Whether an enricher is to run, which knows what connections of TCP carry.
     pub enriched: bool,
+    /// Whether anybody says all that is known of a connection: who says it sets it, and
+    /// enrichers ask the kernel for no more than is read.
+    pub in_full: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -56,6 +60,7 @@ impl Context {
             metrics: Arc::default(),
             period: Duration::from_secs(1),
             enriched: false,
+            in_full: Arc::default(),
         }
     }
 }

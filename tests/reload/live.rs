@@ -2,11 +2,11 @@
 
 mod netlink;
 
-use std::time::Duration;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use glowd::config::TOP;
 use glowd::{backends, enrichers, plugins};
@@ -447,7 +447,9 @@ fn enrich() {
 
 fn enrichment_mode() {
     let lean = json!({ "enrich": true });
-    of_a_connection(lean, "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    of_a_connection(lean.clone(), "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    // The enricher has to ask for more.
+    of_a_connection(lean, "enrichmentMode", json!("full"), "\"skBuff\":{\"rQueue\":");
 }
 
 fn ongoing_period() {

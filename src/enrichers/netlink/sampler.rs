@@ -10,6 +10,7 @@ mod watched;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::dispatcher::{Inlet, Queue};
 use crate::enrichers::Enricher;
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
-use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_info::{FlowInfo, Kinds, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::sock_diag::{
@@ -40,9 +41,6 @@ const BATCH: usize = 256;
 /// More ports than that are not said to the kernel, which would test each of them for
 /// each socket.
 const PORTS: usize = 16;
-/// The bits of `ext` that stand for what is read of a sample: the others would make each
-/// list dearer.
-const READ: u8 = 1 | 2 | 8 | 16 | 64;
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Sockets that go are heard of no more often, however many there are.
@@ -51,13 +49,29 @@ const REST: Duration = Duration::from_millis(50);
 struct Sampler {
     diag: Diag,
     protocol: Protocol,
-    extensions: u8,
+    wanted: Wanted,
     states: States,
     period: Duration,
     watched: Shared,
     /// Of the flows, as they were; none: the kernel filters nothing.
     filter: Option<Filter>,
     counters: Arc<Counters>,
+}
+
+/// What the kernel is asked for.
+#[derive(Clone)]
+struct Wanted {
+    /// As the configuration has it.
+    ext: u8,
+    /// Whether anybody reads what is said only in full, which makes each list dearer.
+    in_full: Arc<AtomicBool>,
+}
+
+impl Wanted {
+    /// At this moment.
+    fn kinds(&self) -> Kinds {
+        Kinds::new(self.ext, self.in_full.load(Relaxed))
+    }
 }
 
 /// What became of samples.
@@ -80,15 +94,15 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         writer.number(&ENRICHER_FAILED, &["netlink"], counted.failed.get());
     });
     let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-    let extensions = section.int::<u8>("ext") & READ;
+    let wanted = Wanted { ext: section.int("ext"), in_full: context.in_full.clone() };
     Ok(Box::new(Sampler {
         counters,
         diag: Diag::open()?,
         protocol,
-        extensions,
+        wanted: wanted.clone(),
         states: States(section.int("state")),
         period: context.period,
-        watched: Shared::new(protocol, extensions)?,
+        watched: Shared::new(protocol, wanted)?,
         filter: None,
     }))
 }
@@ -156,7 +170,8 @@ impl Sampler {
                 has_v6 |= id.is_ipv6();
             }
         }
-        let Sampler { diag, protocol, extensions, states, watched, filter, .. } = self;
+        let Sampler { diag, protocol, wanted, states, watched, filter, .. } = self;
+        let kinds = wanted.kinds();
         let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
         let mut now = Timestamp::now();
         // Sockets of IPv6 may carry IPv4.
@@ -168,7 +183,7 @@ impl Sampler {
                 protocol: *protocol,
                 family,
                 states: *states,
-                extensions: *extensions,
+                extensions: kinds.extensions(),
                 filter: filter.as_ref(),
             };
             let outcome = diag.dump(&query, |socket| {
@@ -182,7 +197,7 @@ impl Sampler {
                         watched.bound.insert(id, socket.interface);
                     }
                 }
-                let Some(info) = sample(socket, *extensions, now) else { return };
+                let Some(info) = sample(socket, kinds, now) else { return };
                 samples.push((id, info));
                 taken += 1;
                 if samples.len() == BATCH {
@@ -226,15 +241,15 @@ fn hand_on(samples: Vec<(FlowId, FlowInfo)>, out: &Inlet) -> usize {
 
 /// What the kernel says of a socket; None: nothing that is worth more than what it said
 /// before.
-fn sample(socket: &Socket<'_>, extensions: u8, now: Timestamp) -> Option<FlowInfo> {
+fn sample(socket: &Socket<'_>, kinds: Kinds, now: Timestamp) -> Option<FlowInfo> {
     // Not a whole socket, or not any more: what is left of one may still be called FIN-WAIT-2.
     let is_rest = socket.protocol == Protocol::Tcp
-        && extensions & extension::INFO != 0
+        && kinds.extensions() & extension::INFO != 0
         && socket.tcp_info().is_none();
     if is_rest || [State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
         return None;
     }
-    Some(FlowInfo::new(now, socket.cookie, socket.attributes()))
+    Some(FlowInfo::new(now, socket.cookie, kinds, socket.message(), socket.attributes()))
 }
 
 /// For the ports of the flows, on the side that has fewer of them.

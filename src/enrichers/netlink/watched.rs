@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use super::{sample, NAME};
+use super::{sample, Wanted, NAME};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
@@ -41,7 +41,7 @@ pub(super) struct Watched {
     ends: Option<Ends>,
     diag: Diag,
     protocol: Protocol,
-    extensions: u8,
+    wanted: Wanted,
     /// Not to be waited for before, and the pause after that.
     patient_from: Instant,
     pause: Duration,
@@ -52,10 +52,10 @@ pub(super) struct Watched {
 pub(super) struct Shared(Arc<Mutex<Watched>>);
 
 impl Shared {
-    pub(super) fn new(protocol: Protocol, extensions: u8) -> Result<Self> {
+    pub(super) fn new(protocol: Protocol, wanted: Wanted) -> Result<Self> {
         // Of UDP the kernel knows nothing that is worth hearing.
-        let wanted = protocol == Protocol::Tcp && extensions & extension::INFO != 0;
-        let ends = wanted.then(Ends::open).and_then(|ends| {
+        let worth = protocol == Protocol::Tcp && wanted.ext & extension::INFO != 0;
+        let ends = worth.then(Ends::open).and_then(|ends| {
             let say = |error| {
                 log::warn!("{NAME}: what is sent shortly before a socket goes is missed: {error}");
             };
@@ -70,7 +70,7 @@ impl Shared {
             ends,
             diag: Diag::open()?,
             protocol,
-            extensions,
+            wanted,
             patient_from: Instant::now(),
             pause: PAUSE,
         }))))
@@ -149,8 +149,9 @@ impl Watched {
         }
         let mut found = None;
         let interface = self.bound.get(id).copied().unwrap_or(0);
-        let outcome = self.diag.look_up(id, NO_COOKIE, interface, self.extensions, |socket| {
-            found = sample(socket, self.extensions, Timestamp::now());
+        let kinds = self.wanted.kinds();
+        let outcome = self.diag.look_up(id, NO_COOKIE, interface, kinds.extensions(), |socket| {
+            found = sample(socket, kinds, Timestamp::now());
         });
         if let Err(failure) = outcome {
             warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::dispatcher::{Event, Inlet, Queue};
 use crate::enrichers::Enricher;
 use crate::error::{At, Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
-use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_info::{FlowInfo, Kinds, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::connections;
@@ -60,6 +61,8 @@ struct Sampler {
     lost: PerCpuArray,
     period: Duration,
     is_verbose: bool,
+    /// Whether anybody reads what is said only in full.
+    in_full: Arc<AtomicBool>,
     counters: Arc<Counters>,
 }
 
@@ -125,6 +128,7 @@ fn open(section: &Section, context: &Context) -> Result<Sampler> {
         lost: object.per_cpu_array("lost")?,
         period: context.period,
         is_verbose: section.bool("debugMode"),
+        in_full: context.in_full.clone(),
         counters,
         _link: connections::attach(&object, "states", &cgroup)?,
     })
@@ -153,6 +157,7 @@ fn busy() -> Duration {
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
         let (changes, bound) = (self.changes.clone(), self.bound.take());
+        let in_full = self.in_full.clone();
         let mut diag = Diag::open()?;
         Ok(Some(Box::new(move |id| {
             if id.protocol() != Protocol::Tcp {
@@ -164,9 +169,10 @@ impl Enricher for Sampler {
                 changes.found.remove(id)
             };
             // The socket knows more, if there is one.
-            let found = look(&mut diag, id, 0).or_else(|| {
+            let in_full = in_full.load(Relaxed);
+            let found = look(&mut diag, id, 0, in_full).or_else(|| {
                 let interface = bound.as_ref()?.lookup(&key(id)?).ok()?;
-                look(&mut diag, id, interface)
+                look(&mut diag, id, interface, in_full)
             });
             found.or(change.map(|(info, _)| info))
         })))
@@ -326,11 +332,12 @@ impl Changes {
 
 /// What sock_diag(7) tells of a flow's socket, if there is a whole one. One that is bound to an
 /// interface is found only by that; the others by any.
-fn look(diag: &mut Diag, id: &FlowId, interface: u32) -> Option<FlowInfo> {
-    let mut found = None;
-    let outcome = diag.look_up(id, NO_COOKIE, interface, u8::MAX, |socket| {
+fn look(diag: &mut Diag, id: &FlowId, interface: u32, in_full: bool) -> Option<FlowInfo> {
+    let (mut found, kinds) = (None, Kinds::new(u8::MAX, in_full));
+    let outcome = diag.look_up(id, NO_COOKIE, interface, kinds.extensions(), |socket| {
         if ![State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
-            found = Some(FlowInfo::new(Timestamp::now(), socket.cookie, socket.attributes()));
+            let (now, cookie, message) = (Timestamp::now(), socket.cookie, socket.message());
+            found = Some(FlowInfo::new(now, cookie, kinds, message, socket.attributes()));
         }
     });
     if let Err(failure) = outcome {

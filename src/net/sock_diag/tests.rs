@@ -292,6 +292,7 @@ fn no_length_is_trusted() {
         assert_eq!(cut.is_some(), length >= 72);
         if let Some(socket) = cut {
             let _ = (socket.cgroup(), socket.tcp_info(), socket.congestion(), socket.only_ipv6());
+            assert_eq!(socket.message().len(), 72);
         }
     }
     reply[0] = 1;
