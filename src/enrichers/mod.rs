@@ -8,6 +8,9 @@ mod netlink;
 mod rig;
 mod skops;
 
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub(crate) use skops::trial as try_skops;
+
 use crate::config::{Key, Kind};
 use crate::dispatcher::{Inlet, Queue};
 use crate::error::Result;
