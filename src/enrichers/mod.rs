@@ -4,7 +4,8 @@
 //! two lines below.
 
 mod netlink;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod rig;
 mod skops;
 

@@ -171,10 +171,10 @@ pub(crate) fn trial(cgroup: &Path) -> Result<()> {
 
 /// Octets for the samples of half of the flows, within bounds. The kernel has as many lists of
 /// sockets as CPUs, and where there is no more room it goes through one of them again to find
-/// where it was: with two CPUs, 50,000 flows and room for 6,898 samples that cost a sixth
-/// of all.
+/// where it was. More than the bound would be written to and read from outside of the
+/// processor's caches, which costs as much as that.
 fn room(flows: u32) -> u32 {
-    (flows.min(1 << 20) * 152).next_power_of_two().clamp(256 << 10, 8 << 20)
+    (flows.min(1 << 20) * 152).next_power_of_two().clamp(256 << 10, 4 << 20)
 }
 
 /// The length of the kernel's jiffy, in us.
