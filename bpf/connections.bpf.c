@@ -17,24 +17,10 @@
 #include "connection.h"
 #include "kernel.h"
 
-/*
- * The inode of glowd's network namespace, whose connections are reported: a cgroup
- * has those of all. Chosen before load.
- */
-const volatile __u64 here SEC(".rodata.here") = 0;
-
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1024 * 1024);	/* octets: 10,082 reports */
 } reports SEC(".maps");
-
-/* How many reports found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} lost SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -95,7 +81,6 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	struct connection_filter *wanted;
 	struct connection *connection;
 	struct sock *sk;
-	__u64 *count;
 
 	wanted = bpf_map_lookup_elem(&filter, &zero);
 	local_port = ctx->local_port;
@@ -108,13 +93,11 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	if (!ctx->sk)
 		return 0;
 	sk = (struct sock *)bpf_skc_to_tcp_sock(ctx->sk);
-	if (!sk || sk->__sk_common.skc_net.net->ns.inum != here)
+	if (!sk || !is_here(sk))
 		return 0;
 	connection = bpf_ringbuf_reserve(&reports, sizeof(*connection), 0);
 	if (!connection) {
-		count = bpf_map_lookup_elem(&lost, &zero);
-		if (count)
-			(*count)++;
+		count_lost();
 		return 1;
 	}
 	__builtin_memset(connection, 0, sizeof(*connection));
@@ -144,7 +127,6 @@ SEC("sockops")
 int connections(struct bpf_sock_ops *ctx)
 {
 	__u8 change = CONNECTION_ESTABLISHED, passive = 0;
-	int told;
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
@@ -167,10 +149,7 @@ int connections(struct bpf_sock_ops *ctx)
 	}
 	if (!report(ctx, change, passive))
 		return 1;
-	/* Beside what others have asked to be told of it. */
-	told = ctx->bpf_sock_ops_cb_flags;
-	if (!(told & BPF_SOCK_OPS_STATE_CB_FLAG))
-		bpf_sock_ops_cb_flags_set(ctx, told | BPF_SOCK_OPS_STATE_CB_FLAG);
+	hear_of_states(ctx);
 	return 1;
 }
 
