@@ -56,13 +56,16 @@ pub mod keys {
     pub const REMOTE_PREFIX: Key =
         key("remotePrefix", Kind::Prefixes, "Address of the other end, in the same way.");
     /// Who owns the socket.
-    pub const USER: Key = key(
-        "user",
-        Kind::Word,
-        "The owner of the socket, as name or number: the effective user of the process that made it. \
-         A name is looked up when the configuration is read, at the start and at a reload; the \
-         static binary knows those in /etc/passwd and from nscd(8) only.",
-    );
+    pub const USER: Key = Key {
+        aliases: &["uid"],
+        ..key(
+            "user",
+            Kind::Word,
+            "The owner of the socket, as name or number: the effective user of the process that made \
+             it. A name is looked up when the configuration is read, at the start and at a reload; \
+             the static binary knows those in /etc/passwd and from nscd(8) only.",
+        )
+    };
     /// The service.
     pub const CGROUP: Key = key(
         "cgroup",
