@@ -242,6 +242,7 @@ impl Firefly {
                 self.plan = plan;
                 self.section = section.clone();
             }
+            // It lacks a thread or a descriptor: nothing that could have been tried before.
             Err(error) => error!("backends.firefly: {error}; all stays as it was"),
         }
     }

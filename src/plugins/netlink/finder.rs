@@ -18,7 +18,7 @@ use crate::config::Section;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Timestamp};
-use crate::part::Context;
+use crate::part::{Context, Trial};
 use crate::plugins::Plugin;
 use crate::registry::Names;
 use crate::shutdown::Stop;
@@ -216,5 +216,10 @@ impl Plugin for Finder {
 
     fn live(&self) -> Option<Live> {
         Some(self.live.clone())
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        let names = self.names.clone();
+        Some(Box::new(move |section| prepare(section, &names).map(drop)))
     }
 }
