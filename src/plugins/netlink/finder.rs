@@ -18,6 +18,7 @@ use crate::config::Section;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Timestamp};
+use crate::log::limit::Limit;
 use crate::part::{Context, Trial};
 use crate::plugins::Plugin;
 use crate::registry::Names;
@@ -34,6 +35,9 @@ struct Finder {
     scanner: Scanner,
     connections: Connections,
     reports: Option<Reports>,
+    /// The next look may find connections that were there long before it: the rules are new, or
+    /// there was no room for some.
+    is_late: bool,
     live: Live,
     figures: Arc<Mutex<Figures>>,
 }
@@ -62,6 +66,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plug
         scanner,
         connections: Connections::new(most),
         reports,
+        is_late: true,
         live: Live::new()?,
         figures: Arc::default(),
     }))
@@ -84,6 +89,7 @@ impl Finder {
                 }
                 (self.choice, self.scanner) = (choice, scanner);
                 self.connections.forget_judgements();
+                self.is_late = true;
             }
             Err(problem) => error!("{NAME}: {problem}; all stays as it was"),
         }
@@ -96,6 +102,7 @@ impl Finder {
             Some(Ok(choice)) => {
                 self.choice = choice;
                 self.connections.forget_judgements();
+                self.is_late = true;
             }
             Some(Err(problems)) => {
                 self.choice.stay(&self.names);
@@ -113,15 +120,28 @@ impl Finder {
         let untold = self.connections.untold();
         let told = self.tell(out, &untold);
         let (known, tagged) = self.connections.count();
+        self.say_what_is_undated();
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        if figures.looks == 0 && tagged > 0 {
-            info!(
-                "{NAME}: found {tagged} connections that were open already; their flows begin now"
-            );
-        }
         let (looks, waiting) = (figures.looks + 1, self.connections.waiting);
         *figures = Figures { looks, known, tagged, waiting, last: begin.elapsed() };
         told
+    }
+
+    /// Says of how many flows the start is too late.
+    fn say_what_is_undated(&mut self) {
+        static LIMIT: Limit = Limit::new();
+        let undated = &mut self.connections.undated;
+        // Where looks are all there is, they find each connection, and most of them no older
+        // than the last look: not worth a line each time.
+        if self.reports.is_none() && !self.is_late {
+            *undated = 0;
+        } else if *undated > 0 && LIMIT.pass().is_some() {
+            info!(
+                "{NAME}: found {undated} connections that were open already; their flows begin now"
+            );
+            *undated = 0;
+        }
+        self.is_late = self.connections.waiting > 0;
     }
 
     fn tell(

@@ -69,6 +69,9 @@ pub(super) struct Connections {
     pub(super) waiting: usize,
     /// How many connections without a tag are remembered at the most.
     most: usize,
+    /// How many flows began when they were told, since nobody knows when their connections
+    /// did. Whoever says so sets it back.
+    pub(super) undated: usize,
 }
 
 impl Connections {
@@ -83,6 +86,7 @@ impl Connections {
             batch: BATCH,
             waiting: 0,
             most,
+            undated: 0,
         }
     }
 
@@ -261,8 +265,11 @@ impl Connections {
             };
             match out.send_all(now.iter().filter_map(start).collect()) {
                 Ok(()) => {
-                    for (id, _) in now {
+                    for (id, time) in now {
                         if let Some(known) = self.all.get_mut(id) {
+                            // One with another tag begins now indeed.
+                            let opens = known.told.is_none() && known.tag.is_some();
+                            self.undated += usize::from(opens && time.is_none());
                             known.told = known.tag;
                         }
                     }
