@@ -167,7 +167,7 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
         bound("min")..=Some(bound("max")).filter(|max| *max != 0).unwrap_or(u16::MAX)
     };
     let ports = Ports { local: ports("SourcePort"), remote: ports("DestinationPort") };
-    let wanted = Wanted { ports: vec![ports], no_loopback: false };
+    let wanted = Wanted { ports: vec![ports], ..Wanted::default() };
     let connections = Connections::watch(&cgroup, &wanted)?;
     log::info!("{NAME}: watching the connections of {cgroup:?}");
     let choice = if section.bool("randomIDs") {

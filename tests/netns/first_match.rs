@@ -1,13 +1,72 @@
-//! As of when flows begin that only a look finds.
+//! Which rule counts for connections of control groups that have just been made, and as of
+//! when flows begin that only a look finds.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
-use crate::common::{skip_unless_root, v6, Connection, Daemon, Pair, HERE, THERE};
+use super::connections::Group;
+use crate::common::{skip_unless_root, v6, wait_for, Connection, Daemon, Pair, HERE, THERE, UNIT};
 
 fn config(rules: &Value, immediate: &str) -> Value {
     let netlink = json!({ "rules": rules, "includePrivate": true, "immediate": immediate });
     json!({ "plugins": { "netlink": netlink, "api": {} }, "backends": {} })
+}
+
+/// Services that start again, jobs of a batch system: a group, a short connection, and the
+/// group is gone.
+#[test]
+fn the_first_rule_counts_also_for_a_group_of_a_moment() {
+    const ROUNDS: usize = 6;
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let _listener = pair.there.enter(|| TcpListener::bind("[::]:7000")).expect("to listen");
+    let place = Group::new();
+    let folder = place.0.join("service");
+    let path = format!("/{}/service", place.0.file_name().and_then(|n| n.to_str()).expect("text"));
+    let rules = json!([
+        {"cgroup": path, "remotePort": 7000, "experiment": 2, "activity": 15},
+        {"remotePort": 7000, "experiment": 3, "activity": 14}
+    ]);
+    let daemon = Daemon::try_start_as(config(&rules, "true"), Some(&pair.here), Some(UNIT));
+    let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));
+    daemon.wait_for_line("ready: ");
+    let connect = |group: &Group| {
+        let script =
+            format!("echo $$ >{}/cgroup.procs && exec 3<>/dev/tcp/{THERE}/7000", group.0.display());
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let status = pair.here.enter(|| command.status()).expect("bash");
+        assert!(status.success());
+    };
+    for round in 0..ROUNDS {
+        let other = Group(place.0.join(format!("other-{round}")));
+        fs::create_dir(&other.0).expect("a group");
+        connect(&other);
+        drop(other);
+        let service = Group(folder.clone());
+        fs::create_dir(&service.0).expect("a group");
+        let job = Group(folder.join("job"));
+        fs::create_dir(&job.0).expect("a group in it");
+        // The group itself has to be without processes when another one is below it.
+        connect(if round % 2 == 0 { &service } else { &job });
+        drop((job, service));
+    }
+    for what in ["start", "end"] {
+        let tags = || -> Vec<bool> {
+            let of = |line: &String| line.contains(&format!("netlink: {what} tcp "));
+            let lines = daemon.lines().into_iter().filter(of);
+            lines.map(|line| line.contains("experiment 2 activity 15")).collect()
+        };
+        wait_for("all flows", || (tags().len() >= 2 * ROUNDS).then_some(()));
+        assert_eq!(tags(), [false, true].repeat(ROUNDS), "{what}: {:#?}", daemon.lines());
+    }
+    daemon.stop(&["there is no control group", "backends: "]);
 }
 
 #[test]

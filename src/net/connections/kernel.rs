@@ -6,16 +6,18 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::time::{clock_gettime, ClockId};
 
 use super::{Change, Connection, Ports, Process, Wanted};
 use crate::error::{Class, Error, Result};
 use crate::flow::{FlowId, Timestamp};
+use crate::net::cgroups::{Places, DEEPEST};
 use crate::net::sock_diag::Diag;
 use crate::sys::abi::{
-    ConnectionFilter, ConnectionReport, PortRanges, CONNECTION_CLOSED, CONNECTION_ESTABLISHED,
-    CONNECTION_OPENED,
+    ConnectionFilter, ConnectionReport, Group, PortRanges, CONNECTION_CLOSED,
+    CONNECTION_ESTABLISHED, CONNECTION_OPENED,
 };
 use crate::sys::bpf::{
     lacking_capabilities, Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS,
@@ -30,6 +32,7 @@ pub struct Connections {
     reports: RingBuffer<ConnectionReport>,
     lost: PerCpuArray,
     filter: Map<u32, ConnectionFilter>,
+    groups: Arc<Map<u64, Group>>,
     diag: Diag,
 }
 
@@ -61,7 +64,8 @@ impl Connections {
         set(&filter, wanted)?;
         let diag = Diag::open()?;
         let link = attach(&object, "connections", cgroup)?;
-        Ok(Connections { _link: link, reports, lost, filter, diag })
+        let groups = Arc::new(object.map("groups")?);
+        Ok(Connections { _link: link, reports, lost, filter, groups, diag })
     }
 
     /// Has others be reported from now on. The end of a connection that is no longer
@@ -97,6 +101,29 @@ impl Connections {
     }
 }
 
+impl Connections {
+    /// Where the control groups are of the connections that were reported lately, also of those
+    /// that are gone. 1,024 are remembered, those around them included.
+    pub fn places(&self) -> Places {
+        let groups = self.groups.clone();
+        Box::new(move |id, root| {
+            let (mut names, mut at) = (Vec::new(), id);
+            while at != root {
+                let group = groups.lookup(&at).ok()?;
+                if group.parent == 0 || names.len() >= DEEPEST {
+                    return Some(None);
+                }
+                let name = group.name.as_flattened();
+                let name = name.split(|octet| *octet == 0).next().unwrap_or_default();
+                names.push(String::from_utf8_lossy(name).into_owned());
+                at = group.parent;
+            }
+            let path: String = names.iter().rev().map(|name| format!("/{name}")).collect();
+            Some(Some(if path.is_empty() { "/".into() } else { path }))
+        })
+    }
+}
+
 impl AsFd for Connections {
     /// Readable while there are reports.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -105,8 +132,8 @@ impl AsFd for Connections {
 }
 
 fn set(filter: &Map<u32, ConnectionFilter>, wanted: &Wanted) -> Result<()> {
-    let mut value =
-        ConnectionFilter { no_loopback: wanted.no_loopback.into(), ..Default::default() };
+    let (no_loopback, groups) = (wanted.no_loopback.into(), wanted.groups.into());
+    let mut value = ConnectionFilter { no_loopback, groups, ..Default::default() };
     if wanted.ports.len() <= value.ranges.len() {
         for (to, Ports { local, remote }) in value.ranges.iter_mut().zip(&wanted.ports) {
             *to = PortRanges {

@@ -112,6 +112,8 @@ pub struct Wanted {
     pub ports: Vec<Ports>,
     /// None from or to loopback addresses.
     pub no_loopback: bool,
+    /// Whether the kernel is to say where their control groups are ([`Connections::places`]).
+    pub groups: bool,
 }
 
 /// The folder of the control group (cgroup v2) that contains all others.

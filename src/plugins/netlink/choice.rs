@@ -13,7 +13,7 @@ use crate::net::ports::PortRange;
 use crate::net::prefix::Prefix;
 use crate::net::sock_diag::{Condition, Filter};
 use crate::registry::{Names, Registry};
-use crate::rules::{self, Rule, Rules, Subject, Verdict};
+use crate::rules::{self, Need, Rule, Rules, Subject, Verdict};
 
 /// Networks that are not reached through the internet: this host, links, private use,
 /// and addresses that several may share (RFC 1122, 1918, 3927, 4193, 4291, 6598).
@@ -160,7 +160,8 @@ impl Choice {
             // None, which an empty list does not say: no connection has such ports.
             ports.push(Ports { local: 0..=0, remote: 0..=0 });
         }
-        Wanted { ports, no_loopback: !self.include_private }
+        let groups = self.rules.may_need(Need::Cgroup);
+        Wanted { ports, no_loopback: !self.include_private, groups }
     }
 
     /// What the kernel can leave out: it may list more than what matches, never less.

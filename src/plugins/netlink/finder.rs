@@ -54,11 +54,14 @@ struct Figures {
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let names = context.names.clone();
-    let (choice, scanner) = prepare(section, &names)?;
+    let (choice, mut scanner) = prepare(section, &names)?;
     if choice.rules.0.is_empty() {
         warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
     }
     let reports = Reports::open(section, &choice)?;
+    if let Some(reports) = &reports {
+        scanner.ask(reports.places());
+    }
     let most = context.max_flows as usize;
     Ok(Box::new(Finder {
         names,
@@ -83,9 +86,12 @@ impl Finder {
     /// Takes what the configuration says now, or leaves all as it is.
     fn obey(&mut self, section: &Section) {
         match prepare(section, &self.names) {
-            Ok((choice, scanner)) => {
-                if let Some(Err(problem)) = self.reports.as_ref().map(|one| one.obey(&choice)) {
-                    warn!("{NAME}: some connections are not found at once any more: {problem}");
+            Ok((choice, mut scanner)) => {
+                if let Some(reports) = &self.reports {
+                    if let Err(problem) = reports.obey(&choice) {
+                        warn!("{NAME}: some connections are not found at once any more: {problem}");
+                    }
+                    scanner.ask(reports.places());
                 }
                 (self.choice, self.scanner) = (choice, scanner);
                 self.connections.forget_judgements();

@@ -13,7 +13,7 @@ use super::NAME;
 use crate::error::Result;
 use crate::flow::Protocol;
 use crate::net::addresses::Local;
-use crate::net::cgroups::Cgroups;
+use crate::net::cgroups::{Cgroups, Places};
 use crate::net::processes::Processes;
 use crate::net::sock_diag::{Diag, Family, Filter, Query, Socket, State, States};
 use crate::rules::{Fact, Need, Subject, Verdict};
@@ -45,6 +45,8 @@ pub(super) struct Scanner {
 #[derive(Debug)]
 struct Facts {
     local: Local,
+    /// Whether it is looked at all, not at what is reported.
+    looks: bool,
     cgroups: Option<Cgroups>,
     processes: Option<Processes>,
     /// Of this round: the names of the processes that have a socket, by its inode.
@@ -60,6 +62,7 @@ impl Scanner {
         let needed = |need| choice.rules.may_need(need);
         let facts = Facts {
             local: Local::default(),
+            looks: true,
             cgroups: needed(Need::Cgroup).then(Cgroups::find).transpose()?,
             processes: needed(Need::Command).then(Processes::open).transpose()?,
             commands: HashMap::new(),
@@ -75,6 +78,7 @@ impl Scanner {
     /// A round: looks at all connections, and judges those that are new.
     pub(super) fn look(&mut self, choice: &Choice, connections: &mut Connections) {
         connections.begin_round();
+        self.facts.looks = true;
         if let Some(cgroups) = &mut self.facts.cgroups {
             cgroups.begin_round();
         }
@@ -172,10 +176,19 @@ impl Scanner {
         }
     }
 
-    /// Reports follow. To read the folders of all control groups is dear, and whoever may
-    /// connect decides how often there is one that is new: it is done once in a period, and
-    /// others wait for the next look.
+    /// Asks there first where control groups are.
+    pub(super) fn ask(&mut self, places: Places) {
+        if let Some(cgroups) = &mut self.facts.cgroups {
+            cgroups.ask(places);
+        }
+    }
+
+    /// Reports follow. Where their control groups are the kernel has told; should it not have,
+    /// the folders of all groups are read. That is dear, and whoever may connect decides how
+    /// often there is one that is new: it is done once in a period, and others wait for the next
+    /// look.
     pub(super) fn begin_reports(&mut self, choice: &Choice) {
+        self.facts.looks = false;
         let now = Instant::now();
         if now >= self.next_read {
             self.next_read = now + choice.period;
@@ -201,7 +214,7 @@ impl Facts {
         connection: &Connection,
         command: Fact<&[Box<str>]>,
     ) -> std::result::Result<Finding, Need> {
-        let Facts { local, cgroups, .. } = self;
+        let Facts { local, cgroups, looks, .. } = self;
         let mut subject = Subject {
             protocol: connection.id.protocol(),
             local: connection.id.src(),
@@ -226,8 +239,14 @@ impl Facts {
                 );
             }
             costly = true;
-            let path = connection.cgroup.and_then(|id| cgroups.as_mut()?.path(id));
-            subject.cgroup = Fact::found(path);
+            let path = cgroups.as_mut().zip(connection.cgroup);
+            subject.cgroup = match path.map_or(Fact::Unknown, |(groups, id)| groups.path(id)) {
+                // Its group may have been made a moment ago.
+                Fact::Open if !*looks => return Err(Need::Cgroup),
+                // The sockets were listed before the folders were read.
+                Fact::Open => Fact::Unknown,
+                found => found,
+            };
             verdict = choice.judge(&subject, local);
         }
         match verdict {
@@ -295,7 +314,7 @@ mod tests {
         let ends = ["[2001:db8::1]:5", "[2001:db8::2]:6"].map(|end| end.parse().unwrap());
         let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
         let (local, commands) = (Local::default(), HashMap::new());
-        let mut facts = Facts { local, cgroups: None, processes: None, commands };
+        let mut facts = Facts { local, looks: true, cgroups: None, processes: None, commands };
         let mut judge = |rules: Vec<Rule>, inode| {
             let choice = Choice::of_rules(Rules(rules));
             let one = Connection { id, cookie: 1, inode, interface: 0, uid: Some(0), cgroup: None };
