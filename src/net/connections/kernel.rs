@@ -5,16 +5,17 @@ use std::fs::{self, File};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::time::{clock_gettime, ClockId};
 
-use super::{Change, Connection, Ports, Process, Wanted};
+use super::{Change, Connection, Open, Ports, Process, Wanted};
 use crate::error::{Class, Error, Result};
-use crate::flow::{FlowId, Timestamp};
-use crate::net::cgroups::{Places, DEEPEST};
-use crate::net::sock_diag::Diag;
+use crate::flow::{FlowId, Protocol, Timestamp};
+use crate::net::cgroups::{is_within, Cgroups, Places, DEEPEST};
+use crate::net::sock_diag::{Condition, Diag, Family, Filter, Query, Socket, State, States};
+use crate::rules::Fact;
 use crate::sys::abi::{
     ConnectionFilter, ConnectionReport, Group, PortRanges, CONNECTION_CLOSED,
     CONNECTION_ESTABLISHED, CONNECTION_OPENED,
@@ -34,6 +35,8 @@ pub struct Connections {
     filter: Map<u32, ConnectionFilter>,
     groups: Arc<Map<u64, Group>>,
     diag: Diag,
+    /// The folder of the control group.
+    cgroup: PathBuf,
 }
 
 impl Connections {
@@ -64,8 +67,8 @@ impl Connections {
         set(&filter, wanted)?;
         let diag = Diag::open()?;
         let link = attach(&object, "connections", cgroup)?;
-        let groups = Arc::new(object.map("groups")?);
-        Ok(Connections { _link: link, reports, lost, filter, groups, diag })
+        let (groups, cgroup) = (Arc::new(object.map("groups")?), cgroup.to_owned());
+        Ok(Connections { _link: link, reports, lost, filter, groups, diag, cgroup })
     }
 
     /// Has others be reported from now on. The end of a connection that is no longer
@@ -98,6 +101,50 @@ impl Connections {
     /// bound to, as in its reports.
     pub fn is_over(&mut self, flow: &FlowId, cookie: u64, interface: u32) -> bool {
         matches!(self.diag.look_up(flow, cookie, interface, 0, |_| ()), Ok(false))
+    }
+}
+
+/// In which a connection may have more to send.
+const OPEN: &[State] = &[State::SYN_SENT, State::ESTABLISHED, State::CLOSE_WAIT];
+
+impl Connections {
+    /// The connections of the group and of all below it that are open and have such ports: for
+    /// those whose begin may be among the reports that were lost. One dump for each family,
+    /// which may lack some; and the folders of all groups are read.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(&mut self, ports: &Ports) -> Result<Vec<Open>> {
+        let cannot = |what: &str, text: String| Error::new(Class::Os, format!("{what}: {text}"));
+        let watched = fs::metadata(&self.cgroup).map(|folder| folder.ino());
+        let what = || format!("cannot look at the control group {:?}", self.cgroup);
+        let watched = watched.map_err(|error| Error::os(what(), error))?;
+        let mut groups = Cgroups::find()?;
+        let Fact::Known(outer) = groups.path(watched) else {
+            return Err(cannot(&what(), "it is not there".into()));
+        };
+        let outer = outer.to_owned();
+        let conditions = [
+            Condition::LocalPort(*ports.local.start(), *ports.local.end()),
+            Condition::RemotePort(*ports.remote.start(), *ports.remote.end()),
+        ];
+        let filter = Filter::any_of([&conditions[..]]);
+        let mut open = Vec::new();
+        for family in Family::ALL {
+            let (protocol, states, filter) = (Protocol::Tcp, States::of(OPEN), filter.as_ref());
+            let query = Query { protocol, family, states, extensions: 0, filter };
+            let told = self.diag.dump(&query, |socket| {
+                let path = socket.cgroup().map(|id| groups.path(id));
+                if !matches!(path, Some(Fact::Known(path)) if is_within(path, &outer)) {
+                    return;
+                }
+                let Socket { cookie, interface, .. } = *socket;
+                open.extend(socket.flow().ok().map(|flow| Open { flow, cookie, interface }));
+            });
+            // What is not told now is the next time.
+            let _ = told.map_err(|failure| cannot("cannot list connections", failure.text))?;
+        }
+        Ok(open)
     }
 }
 
@@ -277,6 +324,32 @@ mod tests {
             assert!(all.iter().all(|one| one.time >= began && one.time <= Timestamp::now()));
         }
         assert_eq!(connections.lost(), 0);
+    }
+
+    #[test]
+    fn what_is_open_is_listed_by_group_and_ports() {
+        if !geteuid().is_root() {
+            println!("SKIP: needs root for bpf(2)");
+            return;
+        }
+        let root = super::super::root().unwrap();
+        let empty = root.join(format!("glowd-test-open-{}", std::process::id()));
+        fs::create_dir(&empty).unwrap();
+        let watched = [&root, &empty].map(|group| Connections::watch(group, &Wanted::default()));
+        let [mut all, mut none] = watched.map(Result::unwrap);
+        let (listener, stream) = talk("127.0.0.1:0");
+        let (server, client) = (listener.local_addr().unwrap(), stream.local_addr().unwrap());
+        let ports = Ports { local: 0..=u16::MAX, remote: server.port()..=server.port() };
+        let listed = [all.open(&ports), none.open(&ports)];
+        drop(none);
+        fs::remove_dir(&empty).unwrap();
+        let [listed, of_the_empty] = listed.map(Result::unwrap);
+        assert_eq!(of_the_empty, []);
+        let [one] = listed[..] else { panic!("{listed:?}") };
+        assert_eq!((one.flow.src(), one.flow.dst()), (client, server));
+        assert!(!all.is_over(&one.flow, one.cookie, one.interface));
+        let reported = reports(&mut all, server.port(), 2);
+        assert!(reported.iter().any(|report| report.cookie == one.cookie));
     }
 
     /// The kernel finds one that is bound to an interface only by that.

@@ -86,6 +86,17 @@ impl Connection {
     }
 }
 
+/// A connection that is open, by the list of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The flow from here to there.
+    pub flow: FlowId,
+    /// As [`Connection::cookie`].
+    pub cookie: u64,
+    /// As [`Connection::interface`].
+    pub interface: u32,
+}
+
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
