@@ -22,7 +22,8 @@ fn inode(socket: &impl AsFd) -> u64 {
     nix::sys::stat::fstat(socket).unwrap().st_ino
 }
 
-fn query(protocol: Protocol, family: Family, states: States) -> Query<'static> {
+fn query(protocol: Protocol, family: impl Into<Option<Family>>, states: States) -> Query<'static> {
+    let family = family.into();
     let extensions = extension::INFO | extension::CONGESTION;
     Query { protocol, family, states, extensions, filter: None }
 }

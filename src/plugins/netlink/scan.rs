@@ -1,5 +1,5 @@
-//! A look at all sockets (sock_diag(7)): one dump per protocol and family, whatever
-//! the number of connections. Runs on the plugin's thread; owns its netlink socket, and what
+//! A look at all sockets (sock_diag(7)): one dump per protocol, whatever the
+//! number of connections. Runs on the plugin's thread; owns its netlink socket, and what
 //! it takes to find the facts that rules need.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use crate::flow::Protocol;
 use crate::net::addresses::Local;
 use crate::net::cgroups::Cgroups;
 use crate::net::processes::Processes;
-use crate::net::sock_diag::{Diag, Family, Filter, Query, Socket, State, States};
+use crate::net::sock_diag::{Diag, Filter, Query, Socket, State, States};
 use crate::rules::{Fact, Need, Subject, Verdict};
 use crate::warn_limited;
 
@@ -80,9 +80,7 @@ impl Scanner {
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             if choice.wants(protocol) {
-                Family::ALL.into_iter().for_each(|family| {
-                    self.dump(protocol, family, connections);
-                });
+                self.dump(protocol, connections);
             }
         }
         self.judge_all(choice, connections);
@@ -96,7 +94,7 @@ impl Scanner {
             let is_there =
                 self.diag.look_up(&id, cookie, interface, 0, |socket| found = connection(socket));
             match (is_there, found) {
-                (Ok(_), Some(connection)) => connections.see(&connection),
+                (Ok(_), Some(connection)) => connections.see(&[connection]),
                 (Ok(_), None) => connections.gone(&id, cookie, None),
                 // Then it cannot be said.
                 (Err(failure), _) => {
@@ -110,18 +108,17 @@ impl Scanner {
         connections.give_memory_back();
     }
 
-    fn dump(&mut self, protocol: Protocol, family: Family, connections: &mut Connections) {
+    fn dump(&mut self, protocol: Protocol, connections: &mut Connections) {
         let states = match protocol {
             Protocol::Tcp => States::of(OPEN),
             Protocol::Udp => States::of(&[State::ESTABLISHED]),
         };
         loop {
             let filter = self.filter.as_ref();
-            let query = Query { protocol, family, states, extensions: 0, filter };
-            let outcome = self.diag.dump(&query, |socket| {
-                if let Some(connection) = connection(socket) {
-                    connections.see(&connection);
-                }
+            let query = Query { protocol, family: None, states, extensions: 0, filter };
+            let outcome = self.diag.dump_some(&query, |sockets| {
+                let there: Vec<Connection> = sockets.iter().filter_map(connection).collect();
+                connections.see(&there);
             });
             match outcome {
                 // What was not told is asked for by name.
