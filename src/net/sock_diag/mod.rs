@@ -242,6 +242,24 @@ impl Diag {
         }
     }
 
+    /// Whether the kernel tells the control groups of sockets (5.8; those of EL8 need not):
+    /// of one that
+    /// is made for the question. If that cannot be seen, it is taken to.
+    pub fn tells_cgroups(&mut self) -> bool {
+        let Ok(socket) = std::net::UdpSocket::bind("0.0.0.0:0") else { return true };
+        let Ok(local) = socket.local_addr() else { return true };
+        let states = States::of(&[State::CLOSED]);
+        let (protocol, family) = (Protocol::Udp, Some(Family::V4));
+        let only = [Condition::LocalPort(local.port(), local.port())];
+        let filter = Filter::any_of([&only[..]]);
+        let query = Query { protocol, family, states, extensions: 0, filter: filter.as_ref() };
+        let mut told = true;
+        let outcome = self.dump(&query, |socket| {
+            told &= socket.local.port() != local.port() || socket.cgroup().is_some();
+        });
+        outcome.is_err() || told
+    }
+
     /// Asks for no socket of a protocol: ENOENT if the kernel does not tell of those, since it
     /// has no tcp_diag or udp_diag.
     fn ask_for(&mut self, protocol: u8) -> Outcome<()> {

@@ -212,6 +212,7 @@ fn the_control_group_is_told() {
         }
     });
     assert_eq!(coverage, Ok(Coverage::Whole));
+    assert!(Diag::open().unwrap().tells_cgroups());
     assert_eq!(groups.len(), 2);
     assert!(groups.iter().all(Option::is_some), "{groups:?}");
 }

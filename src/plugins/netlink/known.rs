@@ -110,6 +110,12 @@ impl Connections {
         self.epoch = self.epoch.wrapping_add(1);
     }
 
+    /// What the rules say of a connection.
+    #[cfg(test)]
+    pub(super) fn tag(&self, id: &FlowId) -> Option<Tag> {
+        self.all.get(id)?.tag
+    }
+
     /// Begins a round.
     pub(super) fn begin_round(&mut self) {
         self.round = self.round.wrapping_add(1);
