@@ -104,7 +104,11 @@ impl FlowInfo {
     /// Octets of memory: 0 received, 1 queued to send, 2 set aside, 3 sent and not yet
     /// acknowledged.
     pub fn memory(&self, index: usize) -> Option<u32> {
-        u32_at(self.find(MEMORY)?, 4 * index)
+        match self.find(MEMORY) {
+            Some(memory) => u32_at(memory, 4 * index),
+            // The same numbers.
+            None => self.socket_memory(*[0, 5, 4, 2].get(index)?),
+        }
     }
 
     /// What the socket has of memory, by SK_MEMINFO_*: 0 received, 1 the receive buffer, 2

@@ -72,7 +72,9 @@ pub mod keys {
         Kind::Path,
         "The control group of the socket, such as \
          /system.slice/system-xrootd.slice/xrootd@clustered.service, or one above it: the path in \
-         the hierarchy of version 2, which /proc/PID/cgroup shows behind 0::.",
+         the hierarchy of version 2, which /proc/PID/cgroup shows behind 0::. Where the kernel does \
+         not tell it (before 5.8, and on some of EL8), it is that of a process that has the \
+         socket.",
     );
     /// The program.
     pub const COMMAND: Key = key(

@@ -14,7 +14,7 @@ use super::{Change, Connection, Open, Ports, Process, Wanted};
 use crate::error::{Class, Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::net::cgroups::{is_within, Cgroups, Places, DEEPEST};
-use crate::net::sock_diag::{Condition, Diag, Family, Filter, Query, Socket, State, States};
+use crate::net::sock_diag::{Condition, Diag, Filter, Query, Socket, State, States};
 use crate::rules::Fact;
 use crate::sys::abi::{
     ConnectionFilter, ConnectionReport, Group, PortRanges, CONNECTION_CLOSED,
@@ -109,8 +109,8 @@ const OPEN: &[State] = &[State::SYN_SENT, State::ESTABLISHED, State::CLOSE_WAIT]
 
 impl Connections {
     /// The connections of the group and of all below it that are open and have such ports: for
-    /// those whose begin may be among the reports that were lost. One dump for each family,
-    /// which may lack some; and the folders of all groups are read.
+    /// those whose begin may be among the reports that were lost. One dump, which may lack
+    /// some; and the folders of all groups are read.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -130,20 +130,18 @@ impl Connections {
         ];
         let filter = Filter::any_of([&conditions[..]]);
         let mut open = Vec::new();
-        for family in Family::ALL {
-            let (protocol, states, filter) = (Protocol::Tcp, States::of(OPEN), filter.as_ref());
-            let query = Query { protocol, family, states, extensions: 0, filter };
-            let told = self.diag.dump(&query, |socket| {
-                let path = socket.cgroup().map(|id| groups.path(id));
-                if !matches!(path, Some(Fact::Known(path)) if is_within(path, &outer)) {
-                    return;
-                }
-                let Socket { cookie, interface, .. } = *socket;
-                open.extend(socket.flow().ok().map(|flow| Open { flow, cookie, interface }));
-            });
-            // What is not told now is the next time.
-            let _ = told.map_err(|failure| cannot("cannot list connections", failure.text))?;
-        }
+        let (protocol, states, filter) = (Protocol::Tcp, States::of(OPEN), filter.as_ref());
+        let query = Query { protocol, family: None, states, extensions: 0, filter };
+        let told = self.diag.dump(&query, |socket| {
+            let path = socket.cgroup().map(|id| groups.path(id));
+            if !matches!(path, Some(Fact::Known(path)) if is_within(path, &outer)) {
+                return;
+            }
+            let Socket { cookie, interface, .. } = *socket;
+            open.extend(socket.flow().ok().map(|flow| Open { flow, cookie, interface }));
+        });
+        // What is not told now is the next time.
+        let _ = told.map_err(|failure| cannot("cannot list connections", failure.text))?;
         Ok(open)
     }
 }
