@@ -1,5 +1,5 @@
-//! Maps by flow: the standard library's, with a hash that takes a fifth of the time of its own.
-//! Pure, but for the seed.
+//! Maps by flow: the standard library's, with a hash of a few instructions, so that the processor
+//! can look up several flows at a time. Pure, but for the seed.
 //!
 //! The other end of a connection chooses its address and port, so the seed is random: who does
 //! not know it cannot choose flows that collide. Nothing that the hash says leaves the program.
