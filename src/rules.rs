@@ -274,7 +274,6 @@ impl Rules {
             }
         }
         if problems.is_empty() {
-            warn_of_missing_groups(path, &read);
             Ok(Rules(read))
         } else {
             Err(problems)
@@ -291,6 +290,19 @@ impl Rules {
             }
         }
         Verdict::None
+    }
+
+    /// Warns of control groups that are not there: they may come later, but often their paths are
+    /// wrong. `path` is that of the list, as for [`Rules::read`].
+    pub fn warn_of_missing_groups(&self, path: &str) {
+        // Where none are mounted, whoever needs them says so.
+        let Ok(root) = crate::net::connections::root() else { return };
+        for (index, rule) in self.0.iter().enumerate() {
+            let Some(group) = &rule.cgroup else { continue };
+            if !root.join(group.trim_start_matches('/')).is_dir() {
+                log::warn!("{path}[{index}].cgroup: there is no control group {group:?} now");
+            }
+        }
     }
 
     /// Whether any of them may need that fact.
@@ -408,18 +420,6 @@ fn cgroup(path: &str) -> Result<String, String> {
         Some(inner) if !inner.split('/').any(odd) => Ok(whole.to_owned()),
         None if path == "/" => Ok(String::new()),
         _ => Err(format!("{path:?} is not a path such as \"/system.slice/ssh.service\"")),
-    }
-}
-
-/// A group may come later, but often its path is wrong.
-fn warn_of_missing_groups(path: &str, rules: &[Rule]) {
-    // Where none are mounted, whoever needs them says so.
-    let Ok(root) = crate::net::connections::root() else { return };
-    for (index, rule) in rules.iter().enumerate() {
-        let Some(group) = &rule.cgroup else { continue };
-        if !root.join(group.trim_start_matches('/')).is_dir() {
-            log::warn!("{path}[{index}].cgroup: there is no control group {group:?} now");
-        }
     }
 }
 

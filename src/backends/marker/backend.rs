@@ -272,7 +272,7 @@ impl Backend for Marker {
 
     fn trial(&self) -> Option<Trial> {
         let names = self.registry.clone();
-        Some(Box::new(move |section| rules::read(section, &names).map(drop)))
+        Some(Box::new(move |section| rules::read(section, &names.quiet()).map(drop)))
     }
 
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {

@@ -108,6 +108,11 @@ impl Choice {
         }
     }
 
+    /// Warns of control groups that rules name and that are not there.
+    pub(super) fn warn_of_missing_groups(&self) {
+        self.rules.warn_of_missing_groups(&format!("{}.rules", self.section.path()));
+    }
+
     /// The same by the names of now, if they are others.
     pub(super) fn reread(&self, names: &Names) -> Option<Result<Self, Vec<String>>> {
         let is_new = !Arc::ptr_eq(&self.registry, &names.get());

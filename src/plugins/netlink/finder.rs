@@ -55,6 +55,7 @@ struct Figures {
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let names = context.names.clone();
     let (choice, mut scanner) = prepare(section, &names)?;
+    choice.warn_of_missing_groups();
     if choice.rules.0.is_empty() {
         warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
     }
@@ -87,6 +88,7 @@ impl Finder {
     fn obey(&mut self, section: &Section) {
         match prepare(section, &self.names) {
             Ok((choice, mut scanner)) => {
+                choice.warn_of_missing_groups();
                 if let Some(reports) = &self.reports {
                     if let Err(problem) = reports.obey(&choice) {
                         warn!("{NAME}: some connections are not found at once any more: {problem}");
@@ -246,6 +248,6 @@ impl Plugin for Finder {
 
     fn trial(&self) -> Option<Trial> {
         let names = self.names.clone();
-        Some(Box::new(move |section| prepare(section, &names).map(drop)))
+        Some(Box::new(move |section| prepare(section, &names.quiet()).map(drop)))
     }
 }

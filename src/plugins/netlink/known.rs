@@ -115,7 +115,7 @@ impl Connections {
     }
 
     /// What the rules say of a connection.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "ebpf"))]
     pub(super) fn tag(&self, id: &FlowId) -> Option<Tag> {
         self.all.get(id)?.tag
     }

@@ -334,10 +334,7 @@ fn connection(socket: &Socket<'_>) -> Option<Connection> {
 mod tests {
     use super::*;
     use crate::flow::{FlowId, Tag};
-    use crate::net::sock_diag::NO_COOKIE;
     use crate::rules::{Rule, Rules};
-    use crate::sys::bpf::lacking_capabilities;
-    use std::net::{TcpListener, TcpStream};
 
     /// As kernels before 5.8 do.
     #[test]
@@ -359,8 +356,13 @@ mod tests {
         assert_eq!(judge(both(), 0), Err(Need::Cgroup), "it may get one");
     }
 
+    #[cfg(feature = "ebpf")]
     #[test]
     fn a_group_that_the_kernel_does_not_tell_is_that_of_a_process() {
+        use crate::net::sock_diag::NO_COOKIE;
+        use crate::sys::bpf::lacking_capabilities;
+        use std::net::{TcpListener, TcpStream};
+
         if let Some(lacking) = lacking_capabilities() {
             println!("SKIP: needs root for bpf(2): {lacking}");
             return;
