@@ -9,7 +9,6 @@
 //! work can fall behind sheds it itself and counts ([`Queue::depth`]). The channel
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
-use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use log::info;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp, Usage};
 use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_map::FlowMap;
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
@@ -306,7 +306,7 @@ impl Dispatcher {
     /// By how many flows the table has grown at the most whenever one of the events
     /// opens a flow; none if none does.
     fn growth(&self, events: &[FlowEvent]) -> Option<isize> {
-        let mut open: HashMap<FlowId, bool> = HashMap::new();
+        let mut open: FlowMap<bool> = FlowMap::default();
         let (mut growth, mut most) = (0_isize, None);
         for event in events {
             let now = open.entry(event.id).or_insert_with(|| self.table.contains(&event.id));
@@ -427,8 +427,10 @@ impl Dispatcher {
     }
 
     /// Keeps samples, and hands them to the backends.
-    fn measure(&mut self, samples: Vec<(FlowId, FlowInfo)>) {
+    fn measure(&mut self, mut samples: Vec<(FlowId, FlowInfo)>) {
         let table = &mut self.table;
+        // In a loop of its own, so that the processor gets the next ones from memory meanwhile.
+        samples.retain(|(id, _)| table.contains(id));
         let wanted = self.outlets.iter().any(Outlet::wants_samples);
         let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info, wanted));
         let batch = Arc::new(flows.map(Event::Sample).collect::<Vec<_>>());

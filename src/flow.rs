@@ -5,6 +5,7 @@
 //! sees a port 0, a pair of mixed families or an id that does not fit a label.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -52,7 +53,7 @@ impl fmt::Display for Protocol {
 
 /// A flow is known by its 5-tuple, the source being the end whose packets are
 /// marked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowId {
     src_ip: IpAddr,
     dst_ip: IpAddr,
@@ -104,6 +105,26 @@ impl FlowId {
     /// Whether both ends are IPv6: only then can packets carry the tag.
     pub fn is_ipv6(&self) -> bool {
         self.src_ip.is_ipv6()
+    }
+}
+
+/// In as few words as there are: what a map of flows takes is mostly this.
+impl Hash for FlowId {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        for ip in [self.src_ip, self.dst_ip] {
+            match ip {
+                IpAddr::V4(ip) => hasher.write_u64(u32::from(ip).into()),
+                IpAddr::V6(ip) => {
+                    let ip = u128::from(ip);
+                    #[allow(clippy::cast_possible_truncation)] // the two halves
+                    let (low, high) = (ip as u64, (ip >> 64) as u64);
+                    hasher.write_u64(high);
+                    hasher.write_u64(low);
+                }
+            }
+        }
+        let ports = u64::from(self.src_port) << 16 | u64::from(self.dst_port);
+        hasher.write_u64(ports << 8 | u64::from(self.protocol.number()));
     }
 }
 

@@ -4,7 +4,6 @@
 //! open is not its business but that of [`Admission`], whose tickets it holds.
 
 use std::collections::hash_map::Entry;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
 use crate::flow_info::FlowInfo;
+use crate::flow_map::FlowMap;
 use crate::meter::Meter;
 
 /// In microseconds.
@@ -124,11 +124,11 @@ pub enum Change {
 
 /// The open flows.
 pub struct FlowTable {
-    flows: HashMap<FlowId, Stored>,
+    flows: FlowMap<Stored>,
     /// Those that are over since a short time.
     closed: Closed,
     /// Open ones that were heard of and are gone from the system since that time.
-    gone: HashMap<FlowId, Timestamp>,
+    gone: FlowMap<Timestamp>,
     key: EntropyKey,
     meter: Option<Box<dyn Meter>>,
 }
@@ -196,16 +196,18 @@ impl Stored {
         if let Some(before) = before {
             info.complete(before);
         }
-        let info = Some(Arc::new(info));
         // Nobody else has it where no backend wants samples.
         if let Some(news) = self.news.as_mut().and_then(Arc::get_mut) {
-            news.info = info;
+            match news.info.as_mut().and_then(Arc::get_mut) {
+                Some(before) => *before = info,
+                None => news.info = Some(Arc::new(info)),
+            }
         } else {
             let news = self.news.as_deref();
             self.news = Some(Arc::new(News {
                 heard: news.map_or(self.start, |news| news.heard),
                 usage: news.and_then(|news| news.usage),
-                info,
+                info: Some(Arc::new(info)),
             }));
         }
         true
@@ -215,7 +217,7 @@ impl Stored {
 impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
-        let (flows, closed, gone) = (HashMap::new(), Closed::default(), HashMap::new());
+        let (flows, closed, gone) = (FlowMap::default(), Closed::default(), FlowMap::default());
         FlowTable { flows, closed, gone, key, meter: None }
     }
 

@@ -17,6 +17,7 @@
 pub mod firefly;
 pub mod flow;
 pub mod flow_info;
+pub mod flow_map;
 pub mod registry;
 pub mod rules;
 pub mod scitag;

@@ -32,6 +32,10 @@ pub struct Spec<T: ?Sized> {
     pub build: fn(&Section, &Context) -> Result<Box<T>>,
 }
 
+/// Tries whether a part that runs could obey another section, and changes nothing: it
+/// makes what the section takes, and lets go of it. Runs on the main thread, beside the part.
+pub type Trial = Box<dyn Fn(&Section) -> Result<()> + Send>;
+
 /// What a part may need to know of the whole when it is built.
 #[derive(Clone, Debug)]
 pub struct Context {

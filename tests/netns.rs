@@ -8,6 +8,7 @@ mod connections;
 mod counts;
 mod echo;
 mod firefly;
+mod first_match;
 mod harness;
 mod interfaces;
 mod iperf3;

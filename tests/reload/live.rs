@@ -333,10 +333,10 @@ fn pipe_group() {
     // One that cannot be given leaves all as it is.
     config["plugins"]["namedPipe"] = json!({ "group": "no such group", "mode": "0600" });
     reload_with(&mut daemon, &config);
-    let failure = "there is no group \"no such group\"; mode and group stay as they were";
+    let failure = "plugins.namedPipe: group: there is no group \"no such group\"";
     daemon.wait_for_line(failure);
     assert_eq!((group(), fs::metadata(&path).expect("the pipe").mode() & 0o777), (usual, 0o660));
-    daemon.stop(&[failure]);
+    daemon.stop(&[failure, "configuration not reloaded"]);
 }
 
 /// Starts a daemon by `before`, changes `key` of the firefly backend to `value`, and

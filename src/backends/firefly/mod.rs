@@ -254,6 +254,7 @@ impl Firefly {
                 self.tell_enrichers();
                 self.section = section.clone();
             }
+            // It lacks a thread or a descriptor: nothing that could have been tried before.
             Err(error) => error!("backends.firefly: {error}; all stays as it was"),
         }
     }

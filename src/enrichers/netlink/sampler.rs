@@ -55,6 +55,8 @@ struct Sampler {
     watched: Shared,
     /// Of the flows, as they were; none: the kernel filters nothing.
     filter: Option<Filter>,
+    /// None of them is of IPv4.
+    only_v6: bool,
     counters: Arc<Counters>,
 }
 
@@ -104,6 +106,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         period: context.period,
         watched: Shared::new(protocol, wanted)?,
         filter: None,
+        only_v6: false,
     }))
 }
 
@@ -159,61 +162,56 @@ impl Enricher for Sampler {
 impl Sampler {
     /// Takes a sample of each flow whose socket the kernel tells of.
     fn measure(&mut self, out: &Inlet) {
-        let (mut has_v4, mut has_v6) = (false, false);
         {
             let mut watched = self.watched.lock();
             if std::mem::take(&mut watched.has_changed) {
                 self.filter = filter(watched.flows.keys());
+                self.only_v6 = watched.flows.keys().all(FlowId::is_ipv6);
             }
-            for id in watched.flows.keys() {
-                has_v4 |= !id.is_ipv6();
-                has_v6 |= id.is_ipv6();
+            if watched.flows.is_empty() {
+                return;
             }
         }
         let Sampler { diag, protocol, wanted, states, watched, filter, .. } = self;
         let kinds = wanted.kinds();
         let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
         let mut now = Timestamp::now();
-        // Sockets of IPv6 may carry IPv4.
-        for (family, wanted) in [(Family::V4, has_v4), (Family::V6, has_v4 || has_v6)] {
-            if !wanted {
-                continue;
-            }
+        loop {
             let query = Query {
                 protocol: *protocol,
-                family,
+                // Sockets of IPv6 may carry IPv4.
+                family: self.only_v6.then_some(Family::V6),
                 states: *states,
                 extensions: kinds.extensions(),
                 filter: filter.as_ref(),
             };
-            let outcome = diag.dump(&query, |socket| {
-                let Ok(id) = socket.flow() else { return };
-                {
-                    let mut watched = watched.lock();
-                    if !watched.flows.contains_key(&id) {
-                        return;
+            let outcome = diag.dump_some(&query, |sockets| {
+                let there = sockets.iter().filter_map(|socket| Some((socket.flow().ok()?, socket)));
+                let mut there: Vec<(FlowId, &Socket<'_>)> = there.collect();
+                watched.lock().keep_watched(&mut there);
+                for (id, socket) in there {
+                    let Some(info) = sample(socket, kinds, now) else { continue };
+                    samples.push((id, info));
+                    taken += 1;
+                    if samples.len() == BATCH {
+                        let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
+                        lost += hand_on(full, out);
+                        now = Timestamp::now();
                     }
-                    if socket.interface != 0 {
-                        watched.bound.insert(id, socket.interface);
-                    }
-                }
-                let Some(info) = sample(socket, kinds, now) else { return };
-                samples.push((id, info));
-                taken += 1;
-                if samples.len() == BATCH {
-                    let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
-                    lost += hand_on(full, out);
-                    now = Timestamp::now();
                 }
             });
-            // A dump that is not whole lacks samples, which nobody misses.
-            if let Err(failure) = outcome {
-                if failure.errno == Errno::EINVAL && filter.take().is_some() {
+            match outcome {
+                // A dump that is not whole lacks samples, which nobody misses.
+                Ok(_) => break,
+                Err(failure) if failure.errno == Errno::EINVAL && filter.is_some() => {
                     log::debug!("{NAME}: the kernel does not filter sockets: {failure}");
-                    continue;
+                    *filter = None;
                 }
-                self.counters.failed.add(1);
-                warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
+                Err(failure) => {
+                    self.counters.failed.add(1);
+                    warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
+                    break;
+                }
             }
         }
         lost += hand_on(samples, out);

@@ -5,7 +5,6 @@
 //! A socket may go between two samples and before its flow ends. The kernel tells of that,
 //! of every connection of the host, and here is kept what is of a flow that is open.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +16,8 @@ use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::FlowInfo;
-use crate::net::sock_diag::{extension, Diag, Ends, State, NO_COOKIE};
+use crate::flow_map::FlowMap;
+use crate::net::sock_diag::{extension, Diag, Ends, Socket, State, NO_COOKIE};
 use crate::warn_limited;
 
 /// So long the kernel may take to tell of a socket that has just gone, in ms: a worker of it
@@ -30,9 +30,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct Watched {
     /// Those that are open, each with what TCP knew when its socket went.
-    pub(super) flows: HashMap<FlowId, Option<Box<FlowInfo>>>,
+    pub(super) flows: FlowMap<Option<Box<FlowInfo>>>,
     /// Of flows whose sockets are bound to an interface: which. The kernel wants to know it.
-    pub(super) bound: HashMap<FlowId, u32>,
+    pub(super) bound: FlowMap<u32>,
     /// `flows` has got other keys.
     pub(super) has_changed: bool,
     /// What has not yet been handed on of the sockets that went.
@@ -62,8 +62,8 @@ impl Shared {
             ends.map_err(say).ok()
         });
         Ok(Shared(Arc::new(Mutex::new(Watched {
-            flows: HashMap::new(),
-            bound: HashMap::new(),
+            flows: FlowMap::default(),
+            bound: FlowMap::default(),
             has_changed: false,
             fresh: Vec::new(),
             queue: None,
@@ -107,6 +107,18 @@ impl Watched {
             self.flows.shrink_to(self.flows.len() * 2);
         }
         self.take_ends();
+    }
+
+    /// Leaves out the sockets of no flow, all at a time, so that the processor gets the next ones
+    /// from memory meanwhile.
+    pub(super) fn keep_watched(&mut self, there: &mut Vec<(FlowId, &Socket<'_>)>) {
+        there.retain(|(id, socket)| {
+            let is_watched = self.flows.contains_key(id);
+            if is_watched && socket.interface != 0 {
+                self.bound.insert(*id, socket.interface);
+            }
+            is_watched
+        });
     }
 
     fn take_ends(&mut self) {

@@ -22,7 +22,8 @@ fn inode(socket: &impl AsFd) -> u64 {
     nix::sys::stat::fstat(socket).unwrap().st_ino
 }
 
-fn query(protocol: Protocol, family: Family, states: States) -> Query<'static> {
+fn query(protocol: Protocol, family: impl Into<Option<Family>>, states: States) -> Query<'static> {
+    let family = family.into();
     let extensions = extension::INFO | extension::CONGESTION;
     Query { protocol, family, states, extensions, filter: None }
 }
@@ -211,6 +212,7 @@ fn the_control_group_is_told() {
         }
     });
     assert_eq!(coverage, Ok(Coverage::Whole));
+    assert!(Diag::open().unwrap().tells_cgroups());
     assert_eq!(groups.len(), 2);
     assert!(groups.iter().all(Option::is_some), "{groups:?}");
 }
