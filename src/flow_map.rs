@@ -43,12 +43,18 @@ pub struct Folded {
     factor: u64,
 }
 
-impl Hasher for Folded {
-    fn write_u64(&mut self, word: u64) {
+impl Folded {
+    fn fold(&self, word: u64) -> u64 {
         let product = u128::from(self.state ^ word) * u128::from(self.factor);
         #[allow(clippy::cast_possible_truncation)] // the two halves
         let (low, high) = (product as u64, (product >> 64) as u64);
-        self.state = low ^ high;
+        low ^ high
+    }
+}
+
+impl Hasher for Folded {
+    fn write_u64(&mut self, word: u64) {
+        self.state = self.fold(word);
     }
 
     fn write(&mut self, bytes: &[u8]) {
@@ -59,8 +65,9 @@ impl Hasher for Folded {
         }
     }
 
+    /// Once more: one product of numbers in a row, as ports are, is a row itself.
     fn finish(&self) -> u64 {
-        self.state
+        self.fold(0)
     }
 }
 

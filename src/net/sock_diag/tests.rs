@@ -107,6 +107,24 @@ fn connections_are_listed_as_they_are() {
     }
 }
 
+/// Of TCP by one list, of UDP by two.
+#[test]
+fn both_families_are_listed_together() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (near, _far, _listener) = connected(address);
+        let port = near.local_addr().unwrap().port();
+        let seen = dump(&query(Protocol::Tcp, None, States::OPEN), port);
+        let [one] = seen.as_slice() else { panic!("{address}: {seen:?}") };
+        assert_eq!((one.local, one.inode), (near.local_addr().unwrap(), inode(&near)));
+        assert!(one.info.is_some() && one.congestion.is_some());
+
+        let socket = UdpSocket::bind(address).unwrap();
+        let local = socket.local_addr().unwrap();
+        let seen = dump(&query(Protocol::Udp, None, States::ALL), local.port());
+        assert!(seen.iter().any(|one| (one.local, one.inode) == (local, inode(&socket))));
+    }
+}
+
 #[test]
 fn udp_is_established_if_it_is_connected() {
     let near = UdpSocket::bind("[::1]:0").unwrap();
