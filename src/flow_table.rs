@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use crate::carried::Carried;
 use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
@@ -127,6 +128,8 @@ pub struct FlowTable {
     flows: HashMap<FlowId, Stored>,
     /// Those that are over since a short time.
     closed: Closed,
+    /// What they had left their connections with.
+    carried: Carried,
     /// Open ones that were heard of and are gone from the system since that time.
     gone: HashMap<FlowId, Timestamp>,
     key: EntropyKey,
@@ -181,34 +184,42 @@ impl Stored {
 
     /// Takes note of an event at `now`.
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
-        let usage = usage.or_else(|| self.news.as_ref()?.usage);
-        let info = self.news.as_ref().and_then(|news| news.info.clone());
-        self.news = Some(Arc::new(News { heard: now, usage, info }));
+        let news = self.news();
+        news.heard = now;
+        news.usage = usage.or(news.usage);
     }
 
-    /// Keeps a sample, unless it is of another socket than the one before.
-    fn measure(&mut self, mut info: FlowInfo) -> bool {
-        let news = self.news.as_deref();
-        let before = news.and_then(|news| news.info.as_ref());
-        if before.is_some_and(|before| before.cookie != info.cookie) {
-            return false;
-        }
-        if let Some(before) = before {
-            info.complete(before);
-        }
-        let info = Some(Arc::new(info));
-        // Nobody else has it where no backend wants samples.
-        if let Some(news) = self.news.as_mut().and_then(Arc::get_mut) {
-            news.info = info;
-        } else {
-            let news = self.news.as_deref();
-            self.news = Some(Arc::new(News {
-                heard: news.map_or(self.start, |news| news.heard),
-                usage: news.and_then(|news| news.usage),
-                info,
-            }));
-        }
+    /// Keeps a sample, unless it is of another socket than the one before. `carried` knows what
+    /// its connection had carried before this flow.
+    fn measure(&mut self, mut info: FlowInfo, carried: &Carried) -> bool {
+        let before = self.news.as_ref().and_then(|news| news.info.as_ref());
+        let earlier = match before {
+            Some(before) if before.cookie != info.cookie => return false,
+            Some(before) => {
+                info.complete(before);
+                None
+            }
+            None => Some(carried.before(info.cookie)),
+        };
+        let news = self.news();
+        news.earlier = earlier.unwrap_or(news.earlier);
+        news.info = Some(Arc::new(info));
         true
+    }
+
+    /// To be changed; a copy if others have it, as they do where backends want samples.
+    fn news(&mut self) -> &mut News {
+        let heard = self.start;
+        let fresh = || Arc::new(News { heard, ..News::default() });
+        Arc::make_mut(self.news.get_or_insert_with(fresh))
+    }
+
+    /// Has `carried` know what the flow leaves its connection with.
+    fn leave(&self, carried: &mut Carried) {
+        let info = self.news.as_ref().and_then(|news| news.info.as_ref());
+        if let Some((info, usage)) = info.and_then(|info| Some((info, info.usage()?))) {
+            carried.note(info.cookie, usage);
+        }
     }
 }
 
@@ -216,7 +227,7 @@ impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
         let (flows, closed, gone) = (HashMap::new(), Closed::default(), HashMap::new());
-        FlowTable { flows, closed, gone, key, meter: None }
+        FlowTable { flows, closed, carried: Carried::default(), gone, key, meter: None }
     }
 
     /// Has flows that are opened from now on counted by `meter`.
@@ -295,6 +306,7 @@ impl FlowTable {
                         new.slot = open(&mut self.meter, &id);
                         new.learn(slot.get().authority);
                         let old = slot.insert(new);
+                        old.leave(&mut self.carried);
                         let meter = self.meter.as_deref();
                         let new = slot.get().flow(id, &self.key, meter);
                         let change = Change::Retagged { old: old.flow(id, &self.key, meter), new };
@@ -317,6 +329,7 @@ impl FlowTable {
                     stored.hear(Some(*usage), now);
                 }
                 self.closed.note(id, stored.start, end.max(stored.start));
+                stored.leave(&mut self.carried);
                 let flow = stored.flow(id, &self.key, self.meter.as_deref());
                 close(&mut self.meter, stored.slot);
                 Change::Closed(flow)
@@ -329,7 +342,7 @@ impl FlowTable {
     pub fn measure(&mut self, id: &FlowId, info: FlowInfo, wanted: bool) -> Option<Flow> {
         let stored = self.flows.get_mut(id)?;
         let flow = |stored: &mut Stored| stored.flow(*id, &self.key, self.meter.as_deref());
-        (stored.measure(info) && wanted).then(|| flow(stored))
+        (stored.measure(info, &self.carried) && wanted).then(|| flow(stored))
     }
 
     /// A table that was once large does not stay so for good.

@@ -34,7 +34,7 @@ fn a_flow_opens_once_and_closes_once() {
     assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
     let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
     assert_eq!(again, Change::Repeated);
-    let news = News { heard: Timestamp(6), usage: None, info: None };
+    let news = News { heard: Timestamp(6), ..News::default() };
     let flow = Flow { news: Some(Arc::new(news)), ..flow };
     assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
     let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
@@ -75,7 +75,7 @@ fn an_ongoing_event_updates_totals_and_opens_what_is_not_open() {
         let other =
             FlowEvent { tag: Tag::new(3, 1).unwrap(), ..told(FlowState::Ongoing, 4, usage(sent)) };
         assert_eq!(table.apply(other, API, Timestamp(at)), Change::Goes);
-        let news = News { heard: Timestamp(at), usage: usage(sent), info: None };
+        let news = News { heard: Timestamp(at), usage: usage(sent), ..News::default() };
         let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
         assert_eq!(table.flows(), [now]);
     }

@@ -4,6 +4,7 @@
 
 mod collector;
 mod measured;
+mod shared;
 mod usage;
 
 use std::net::UdpSocket;
