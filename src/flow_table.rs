@@ -177,6 +177,27 @@ impl Stored {
         }
     }
 
+    /// What becomes of an event that has no effect on the flow; None: it has one.
+    fn refuses(
+        &self,
+        event: &FlowEvent,
+        (source, authority): (&'static str, Authority),
+    ) -> Option<Change> {
+        match (authority, self.authority) {
+            (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
+                Some(Change::Awaited)
+            }
+            (Authority::Found, Authority::Heard | Authority::Told) => Some(Change::Outranked),
+            // The first that found it keeps it: else two of them would take it from each
+            // other, with an end and a start each time.
+            (Authority::Found, Authority::Found) if source != self.source => {
+                Some(Change::Outranked)
+            }
+            (Authority::Heard, _) if self.is_news_of_an_earlier_life(event) => Some(Change::Stale),
+            _ => None,
+        }
+    }
+
     /// Takes note of who else has told of it: the best counts.
     fn learn(&mut self, authority: Authority) {
         self.authority = self.authority.max(authority);
@@ -245,25 +266,18 @@ impl FlowTable {
     ) -> Change {
         let id = event.id;
         if let Some(stored) = self.flows.get(&id) {
-            match (authority, stored.authority) {
-                (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
-                    self.gone.entry(id).or_insert(now);
-                    return Change::Awaited;
-                }
-                (Authority::Found, Authority::Heard | Authority::Told) => {
+            if let Some(change) = stored.refuses(&event, (source, authority)) {
+                match change {
+                    Change::Awaited => {
+                        self.gone.entry(id).or_insert(now);
+                    }
                     // It is there again.
-                    self.gone.remove(&id);
-                    return Change::Outranked;
+                    Change::Outranked => {
+                        self.gone.remove(&id);
+                    }
+                    _ => {}
                 }
-                // The first that found it keeps it: else two of them would take it from each
-                // other, with an end and a start each time.
-                (Authority::Found, Authority::Found) if source != stored.source => {
-                    return Change::Outranked;
-                }
-                _ => {}
-            }
-            if authority == Authority::Heard && stored.is_news_of_an_earlier_life(&event) {
-                return Change::Stale;
+                return change;
             }
         }
         match event.state {
@@ -335,6 +349,18 @@ impl FlowTable {
                 Change::Closed(flow)
             }
         }
+    }
+
+    /// Whether the event would end a flow that is open: as an end, or with another tag.
+    pub fn would_end(&self, event: &FlowEvent, by: (&'static str, Authority)) -> bool {
+        self.flows.get(&event.id).is_some_and(|stored| {
+            let ends = match event.state {
+                FlowState::Start => event.tag != stored.tag,
+                FlowState::Ongoing => false,
+                FlowState::End => true,
+            };
+            ends && stored.refuses(event, by).is_none()
+        })
     }
 
     /// Keeps a sample of a flow. Returns the flow, if that is wanted, it is open and the

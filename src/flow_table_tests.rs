@@ -304,3 +304,30 @@ fn of_two_who_find_a_flow_the_first_keeps_it() {
         assert!(matches!(closed, Change::Closed(_)), "{closed:?}");
     }
 }
+
+/// Who ends it, or would, is looked at once more.
+#[test]
+fn it_is_known_which_events_end_a_flow() {
+    use FlowState::{End, Ongoing, Start};
+    const OTHER: (&str, Authority) = ("iperf3", Authority::Found);
+    let parts = [API, FIREFLY, FINDER, OTHER];
+    let mut ends = 0;
+    for (first, second) in parts.iter().flat_map(|one| parts.map(|other| (*one, other))) {
+        for (state, activity) in
+            [Start, Ongoing, End].into_iter().flat_map(|state| [(state, 16), (state, 15)])
+        {
+            for time in [None, Some(Timestamp(2)), Some(Timestamp(7))] {
+                let mut table = table();
+                let next = FlowEvent { time, ..event(state, 7, activity) };
+                assert!(!table.would_end(&next, second), "there is none");
+                table.apply(event(Start, 7, 16), first, Timestamp(5));
+                let would = table.would_end(&next, second);
+                let change = table.apply(next, second, Timestamp(9));
+                let did = matches!(change, Change::Closed(_) | Change::Retagged { .. });
+                assert_eq!(would, did, "{first:?} {second:?} {state:?} {time:?}: {change:?}");
+                ends += usize::from(did);
+            }
+        }
+    }
+    assert!(ends > 50, "{ends}");
+}

@@ -61,3 +61,49 @@ fn each_flow_of_a_connection_has_what_it_carried_itself() {
         }
     });
 }
+
+/// And the end that it causes is no less exact than any other.
+#[test]
+fn another_tag_begins_with_nothing_after_an_end_to_the_last_octet() {
+    with_each(|daemon, sink, _| {
+        let mut stream = Stream::new(&TcpListener::bind("[::1]:0").unwrap());
+        let flow = stream.flow.strip_suffix("16").unwrap().to_owned();
+        daemon.write(&format!("start {flow}16\n"));
+        assert_eq!(said(sink).0, "start");
+        for (activity, there, back) in [(15, 100_000, 5), (14, 0, 7), (16, 3, 0)] {
+            stream.carry(there, back);
+            daemon.write(&format!("start {flow}{activity}\n"));
+            let (state, _, told) = said(sink);
+            assert_eq!((&*state, told), ("end", usage(there, back)), "{activity}");
+            assert_eq!(said(sink), ("start".into(), activity, Json::Null));
+        }
+        stream.carry(1, 2);
+        daemon.write(&format!("end {flow}16\n"));
+        assert_eq!(said(sink), ("end".into(), 16, usage(1, 2)));
+    });
+}
+
+/// The octets of a socket that is gone are not told twice.
+#[test]
+fn another_tag_after_the_connection_has_carried_nothing() {
+    with_each(|daemon, sink, period| {
+        if period > 1000 {
+            return;
+        }
+        let mut stream = Stream::new(&TcpListener::bind("[::1]:0").unwrap());
+        let flow = stream.flow.strip_suffix("16").unwrap().to_owned();
+        daemon.write(&format!("start {flow}16\n"));
+        said(sink);
+        stream.carry(6_000, 5);
+        wait_for("a sample", || {
+            let flows = daemon.get("/flows").1;
+            (flows["flows"][0]["usage"] == usage(6_000, 5)).then_some(())
+        });
+        drop(stream);
+        daemon.write(&format!("start {flow}15\nend {flow}15\n"));
+        assert_eq!(said(sink), ("end".into(), 16, usage(6_000, 5)));
+        assert_eq!(said(sink).0, "start");
+        let (_, _, told) = said(sink);
+        assert!(told.is_null() || told == usage(0, 0), "{told}");
+    });
+}
