@@ -383,8 +383,11 @@ pub struct Flow {
 pub struct News {
     /// When something was last heard of it: a clock reading of this host.
     pub heard: Timestamp,
-    /// What it has carried so far, if a sender counted it and no sample has said so since.
+    /// What it has carried so far, if a sender counted it and no sample has told of it since.
     pub usage: Option<Usage>,
+    /// When that was told: a clock reading of this host. What is told with the end is never
+    /// too old: that is the last moment there is.
+    pub told: Timestamp,
     /// The last sample of its connection, if an enricher takes any.
     pub info: Option<Arc<FlowInfo>>,
     /// What earlier flows of that connection had carried.
@@ -404,12 +407,17 @@ impl Flow {
         self.news.as_ref().map_or(self.start, |news| news.heard)
     }
 
-    /// What it has carried so far: as a sender counted it, or as it was measured. It is of
-    /// the flow, where a connection may carry many in turn.
+    /// What it has carried so far: as a sender counted it, if nothing newer is known, or as
+    /// it was measured. It is of the flow, where a connection may carry many in turn.
     pub fn usage(&self) -> Option<Usage> {
         let news = self.news.as_ref();
-        let told = news.and_then(|news| news.usage.or_else(|| news.measured()));
-        told.or_else(|| self.counted?.usage())
+        let measured = news.and_then(|news| news.measured());
+        let counted = self.counted.and_then(|counted| Some((counted.usage()?, counted.last)));
+        // A sample has taken the place of what is older.
+        let is_old =
+            |told| measured.is_none() && counted.is_some_and(|(_, last)| last > Some(told));
+        let told = news.and_then(|news| news.usage.filter(|_| !is_old(news.told)));
+        told.or(measured).or(counted.map(|(usage, _)| usage))
     }
 
     /// The last sample of it, if an enricher takes any.

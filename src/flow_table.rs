@@ -207,10 +207,14 @@ impl Stored {
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
         let news = self.news();
         news.heard = now;
-        news.usage = usage.or(news.usage);
+        if let Some(usage) = usage {
+            news.usage = Some(usage);
+            news.told = now;
+        }
     }
 
-    /// Keeps a sample, unless it is of another socket than the one before. `carried` knows what
+    /// Keeps a sample, which knows better than what was told before, unless it is of another
+    /// socket than the one before. `carried` knows what
     /// its connection had carried before this flow.
     fn measure(&mut self, mut info: FlowInfo, carried: &Carried) -> bool {
         let before = self.news.as_ref().and_then(|news| news.info.as_ref());
@@ -223,6 +227,9 @@ impl Stored {
             None => Some(carried.before(info.cookie)),
         };
         let news = self.news();
+        if info.usage().is_some() {
+            news.usage = None;
+        }
         news.earlier = earlier.unwrap_or(news.earlier);
         news.info = Some(Arc::new(info));
         true
@@ -341,6 +348,7 @@ impl FlowTable {
                 self.gone.remove(&id);
                 if let Some(usage) = event.usage {
                     stored.hear(Some(*usage), now);
+                    stored.news().told = Timestamp(u64::MAX);
                 }
                 self.closed.note(id, stored.start, end.max(stored.start));
                 stored.leave(&mut self.carried);

@@ -5,6 +5,7 @@
 mod collector;
 mod measured;
 mod shared;
+mod told;
 mod usage;
 
 use std::net::UdpSocket;
