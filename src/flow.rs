@@ -96,6 +96,18 @@ impl FlowId {
         SocketAddr::new(self.dst_ip, self.dst_port)
     }
 
+    /// The same connection with its ends the other way round.
+    #[must_use]
+    pub fn turned(self) -> Self {
+        FlowId {
+            src_ip: self.dst_ip,
+            dst_ip: self.src_ip,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+
     /// The transport protocol.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -390,14 +402,17 @@ pub struct News {
     pub told: Timestamp,
     /// The last sample of its connection, if an enricher takes any.
     pub info: Option<Arc<FlowInfo>>,
-    /// What earlier flows of that connection had carried.
+    /// What earlier flows of that connection had carried, as its end here counts.
     pub earlier: Usage,
+    /// That end is the flow's destination.
+    pub is_turned: bool,
 }
 
 impl News {
     /// What the flow has carried by the last sample of its connection.
     fn measured(&self) -> Option<Usage> {
-        Some(self.info.as_ref()?.usage()?.since(self.earlier))
+        let usage = self.info.as_ref()?.usage()?.since(self.earlier);
+        Some(if self.is_turned { usage.turned() } else { usage })
     }
 }
 

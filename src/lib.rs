@@ -23,6 +23,7 @@ pub mod scitag;
 
 pub mod plugins;
 
+pub mod admission;
 pub mod carried;
 pub mod closed;
 pub mod dispatcher;
@@ -32,6 +33,7 @@ pub mod inlet;
 pub mod outcomes;
 pub mod queue;
 pub mod stun;
+mod watchers;
 
 pub mod backends;
 pub mod enrichers;

@@ -25,5 +25,6 @@ mod rules;
 mod skops;
 mod sockets;
 mod stun;
+mod usage;
 mod watch;
 mod xrootd;
