@@ -422,8 +422,10 @@ impl Dispatcher {
             return;
         }
         let batch = Arc::new(events);
+        // Who hears of a flow by a backend may close its socket at once: enrichers, who do not
+        // keep what they hear of sockets of no flow, come first.
+        self.watchers.hand_out(&batch);
         self.outlets.iter_mut().for_each(|outlet| outlet.send(batch.clone()));
-        self.watchers.hand_out(batch);
     }
 
     /// Keeps samples, and hands them to the backends.

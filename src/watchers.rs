@@ -49,10 +49,10 @@ impl Watchers {
     }
 
     /// Hands out the batch at hand, with what was noted of it.
-    pub(crate) fn hand_out(&mut self, batch: Batch) {
+    pub(crate) fn hand_out(&mut self, batch: &Batch) {
         let mut differences = std::mem::take(&mut self.differences).into_iter().peekable();
         let batch = if differences.peek().is_none() {
-            batch
+            batch.clone()
         } else {
             let told = batch.iter().enumerate().filter_map(|(place, event)| {
                 let mut event = event.clone();
