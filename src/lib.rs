@@ -24,6 +24,8 @@ pub mod scitag;
 
 pub mod plugins;
 
+pub mod admission;
+pub mod carried;
 pub mod closed;
 pub mod dispatcher;
 pub mod entropy;
@@ -32,6 +34,7 @@ pub mod inlet;
 pub mod outcomes;
 pub mod queue;
 pub mod stun;
+mod watchers;
 
 pub mod backends;
 pub mod enrichers;

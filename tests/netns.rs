@@ -26,5 +26,6 @@ mod rules;
 mod skops;
 mod sockets;
 mod stun;
+mod usage;
 mod watch;
 mod xrootd;

@@ -331,7 +331,7 @@ mod tests {
         let news = crate::flow::News {
             heard: now,
             usage: Some(Usage { received: 1, sent: 2 }),
-            info: None,
+            ..crate::flow::News::default()
         };
         let traffic = Traffic { packets: 1, octets: 2 };
         let counted = Counted {
