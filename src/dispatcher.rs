@@ -24,6 +24,7 @@ use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
 use crate::meter::Meter;
 use crate::metrics::Metrics;
+use crate::ongoing::Turns;
 use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
@@ -59,6 +60,8 @@ pub struct Dispatcher {
     next_look: Instant,
     /// When to look again for flows that are gone and whose end is awaited.
     next_count: Instant,
+    /// Those of flows that go on, to be told of.
+    turns: Turns,
     /// The queues of those who measure flows: they get no samples.
     watchers: Vec<Outlet>,
     last_looks: Vec<LastLook>,
@@ -83,6 +86,7 @@ impl Dispatcher {
             idle_timeout: None,
             next_look: Instant::now(),
             next_count: Instant::now(),
+            turns: Turns::none(),
             watchers: Vec::new(),
             last_looks: Vec::new(),
         };
@@ -116,6 +120,12 @@ impl Dispatcher {
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
         self.idle_timeout = timeout;
         self.next_look = Instant::now();
+    }
+
+    /// Tells backends that want to know it that a flow goes on, once in each such period of
+    /// its life; none: never.
+    pub fn set_ongoing_period(&mut self, period: Option<Duration>) {
+        self.turns.set_period(period);
     }
 
     /// A queue for the backend called `name`.
@@ -173,13 +183,15 @@ impl Dispatcher {
     }
 
     /// Waits for the next message, and meanwhile does what is due: tells the service
-    /// manager, and ends flows of which nothing is heard. None: no more will come.
+    /// manager, tells of flows that go on, and ends those of which nothing is heard.
+    /// None: no more will come.
     fn next(&mut self) -> Option<Message> {
         loop {
             let look = self.end_forgotten_flows();
             let tally = self.tally();
             let pulse = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally));
-            let Some(patience) = look.into_iter().chain(pulse).min() else {
+            let turn = self.tell_ongoing();
+            let Some(patience) = look.into_iter().chain(pulse).chain(turn).min() else {
                 return self.messages.recv().ok();
             };
             match self.messages.recv_timeout(patience) {
@@ -188,6 +200,21 @@ impl Dispatcher {
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
+    }
+
+    /// Tells of the flows whose turn it is; returns when it is that of others. Who wants to
+    /// know it has time for it, or it waits: starts and ends come first.
+    fn tell_ongoing(&mut self) -> Option<Duration> {
+        let Dispatcher { turns, table, outlets, .. } = self;
+        let is_free = outlets.iter().all(|outlet| !outlet.wants_ongoing() || outlet.is_free());
+        let (flows, patience) = turns.take(table, is_free);
+        if !flows.is_empty() {
+            let events = flows.into_iter().map(|(flow, at)| Event::Ongoing(flow, at));
+            let batch = Arc::new(events.collect::<Vec<_>>());
+            let outlets = outlets.iter_mut().filter(|outlet| outlet.wants_ongoing());
+            outlets.for_each(|outlet| outlet.send(batch.clone()));
+        }
+        patience
     }
 
     /// Ends the flows that are over although nobody says so, if it is time to look for
@@ -267,8 +294,10 @@ impl Dispatcher {
         }
     }
 
-    fn reload(&mut self, Reload { max_flows, idle_timeout, sections, remark }: Reload) {
+    fn reload(&mut self, reload: Reload) {
+        let Reload { max_flows, idle_timeout, ongoing_period, sections, remark } = reload;
         self.set_idle_timeout(idle_timeout);
+        self.set_ongoing_period(ongoing_period);
         self.admission.set_limit(max_flows as usize);
         for (name, section) in sections {
             let mut parts = self.outlets.iter_mut();

@@ -27,8 +27,6 @@ const READ: [u16; 5] = [MEMORY, INFO, CONGESTION, TOS, SOCKET_MEMORY];
 pub struct FlowInfo {
     /// When it was taken.
     pub time: Timestamp,
-    /// When the sample before it was taken, if there was one.
-    pub before: Option<Timestamp>,
     /// Of the socket, so that another one with the same ports is told from it.
     pub cookie: u64,
     /// An eBPF program took it, and not sock_diag(7).
@@ -44,7 +42,7 @@ impl FlowInfo {
         let size = read.clone().map(|(_, value)| 4 + value.len().next_multiple_of(4)).sum();
         let mut kept = Vec::with_capacity(size);
         read.for_each(|(kind, value)| append(&mut kept, kind, value));
-        FlowInfo { time, before: None, cookie, by_program: false, attributes: kept.into() }
+        FlowInfo { time, cookie, by_program: false, attributes: kept.into() }
     }
 
     /// A sample that an eBPF program took: a tcp_info, and the name of the congestion
@@ -53,7 +51,7 @@ impl FlowInfo {
         let mut kept = Vec::with_capacity(8 + info.len() + congestion.len());
         append(&mut kept, INFO, info);
         append(&mut kept, CONGESTION, congestion);
-        FlowInfo { time, before: None, cookie, by_program: true, attributes: kept.into() }
+        FlowInfo { time, cookie, by_program: true, attributes: kept.into() }
     }
 
     /// What TCP knew of a socket that is gone, with the state that it was closed in.
@@ -65,13 +63,12 @@ impl FlowInfo {
                 *field = state;
             }
         }
-        FlowInfo { time, before: None, cookie, by_program: false, attributes: kept.into() }
+        FlowInfo { time, cookie, by_program: false, attributes: kept.into() }
     }
 
     /// Takes from a sample that was before what this one lacks, as that of a socket that is
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
-        self.before = Some(before.time);
         if self.attributes.len() >= before.attributes.len() {
             return;
         }

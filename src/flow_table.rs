@@ -379,6 +379,22 @@ impl FlowTable {
         self.flows.len()
     }
 
+    /// That flow, if it is open.
+    pub fn flow(&self, id: &FlowId) -> Option<Flow> {
+        let stored = self.flows.get(id)?;
+        Some(stored.flow(*id, &self.key, self.meter.as_deref()))
+    }
+
+    /// The flows of whose lives another period (in us, not 0) was over after `since` and
+    /// at `now`.
+    pub fn due(&self, period: u64, since: Timestamp, now: Timestamp) -> Vec<FlowId> {
+        let is_due = |stored: &Stored| {
+            let periods = |at: Timestamp| at.0.saturating_sub(stored.start.0) / period;
+            periods(now) > periods(since)
+        };
+        self.flows.iter().filter(|(_, stored)| is_due(stored)).map(|(id, _)| *id).collect()
+    }
+
     /// All open flows, in no order.
     pub fn flows(&self) -> Vec<Flow> {
         self.flows

@@ -47,6 +47,8 @@ pub struct Reload {
     pub max_flows: u32,
     /// After what silence a flow is taken to be over (`idleTimeout`).
     pub idle_timeout: Option<Duration>,
+    /// How often flows that go on are told of (`ongoingPeriod`).
+    pub ongoing_period: Option<Duration>,
     /// The sections of backends, by name.
     pub sections: Vec<(&'static str, Arc<Section>)>,
     /// What the status says from now on beside the figures.

@@ -176,6 +176,13 @@ impl Config {
         (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
+    /// `ongoingPeriod` of the backend firefly; none: never, or there is no such backend.
+    pub fn ongoing_period(&self) -> Option<Duration> {
+        let firefly = self.backends.iter().find(|(spec, _)| spec.name == "firefly");
+        let millis: u64 = firefly.map_or(0, |(_, section)| section.int("ongoingPeriod"));
+        (millis > 0).then(|| Duration::from_millis(millis))
+    }
+
     /// `maxFlows`.
     pub fn max_flows(&self) -> u32 {
         self.top.int("maxFlows")

@@ -177,15 +177,10 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         remarks.push((Level::Info, text.to_owned()));
     }
     let enriches = |section: &&Section| {
-        let wanted = |key, value: &Value| match value {
-            Value::Bool(wanted) => key == "enrich" && *wanted,
-            Value::Int(period) => key == "ongoingPeriod" && *period > 0,
-            _ => false,
-        };
-        section.values().iter().any(|(key, value)| wanted(*key, value))
+        section.values().iter().any(|pair| matches!(pair, ("enrich", Value::Bool(true))))
     };
     if config.enrichers.is_empty() && config.sections().any(|section| enriches(&section)) {
-        let text = "backends.firefly: enrich and ongoingPeriod have no effect without an enricher";
+        let text = "backends.firefly.enrich: has no effect without an enricher";
         remarks.push((Level::Warn, text.to_owned()));
     }
     remarks

@@ -181,7 +181,7 @@ impl Backend for Prometheus {
                     Event::Start(flow) => flows.open(flow),
                     Event::End(flow, _) => flows.close(flow),
                     // It is no flow.
-                    Event::Everything(_) => {}
+                    Event::Everything(_) | Event::Ongoing(..) => {}
                     Event::Report => info!("{NAME}: {} scrapes", flows.scrapes),
                     Event::Sample(flow) => flows.measure(flow, &registry),
                     Event::Reload(section) => flows.obey(Rules::read(section)),
