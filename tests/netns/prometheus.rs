@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
-    skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE, HERE,
-    PATIENCE, THERE,
+    installed, skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE,
+    HERE, PATIENCE, THERE,
 };
 
 /// Where glowd's metrics are.
@@ -27,17 +27,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Whether Prometheus is here. EL does not package it, so that its lack is nobody's
-/// mistake.
+/// Whether Prometheus is here.
 fn has_prometheus() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let here = ["prometheus", "promtool"]
-        .iter()
-        .all(|name| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
-    if !here {
-        println!("prometheus is not installed");
-    }
-    here
+    installed(&["prometheus", "promtool"])
 }
 
 /// A Prometheus in a namespace, which scrapes glowd there. Killed when dropped.
