@@ -262,9 +262,19 @@ fn both_formats_are_good(here: &Namespace) {
     let hostile = r#"{experiment="a\"} 1 # \\",experiment_id="2",activity="\\n{}=,"#;
     assert!(text.contains(hostile), "{text}");
     promtool_is_content(&text);
-    let (head, open) = get(here, METRICS, "/metrics", "application/openmetrics-text").expect("it");
-    assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{head}");
-    is_open_metrics(&open);
+    // What Prometheus asked for before 2.35, since then, and since 3.
+    let open = ["0.0.1", "1.0.0", "1.0.0;escaping=allow-utf-8"].map(|version| {
+        let accept = format!(
+            "application/openmetrics-text; version={version},text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+        );
+        let (head, open) = get(here, METRICS, "/metrics", &accept).expect("it");
+        let version = &version[..5];
+        let form = format!("Content-Type: application/openmetrics-text; version={version}; charset");
+        assert!(head.contains(&form), "{head}");
+        is_open_metrics(&open);
+        open
+    });
+    let [_, open, _] = open;
     let names = |text: &str| -> Vec<String> {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples.map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect()

@@ -22,7 +22,7 @@ use crate::config::{Choice, Key, Kind, Section};
 use crate::dispatcher::{Event, Queue};
 use crate::error::{Error, Result};
 use crate::metrics::families::BUILD;
-use crate::metrics::{process, Format, Metrics, Writer};
+use crate::metrics::{process, Format, Metrics, Writer, OLD_OPEN_METRICS};
 use crate::net::http::{Answer, Method, Request, Server, Service, Settings};
 use crate::part::{no_rules, Context};
 use crate::shutdown::{stop_token, Stop, Stopper};
@@ -259,9 +259,13 @@ impl Service for Page {
         if crowded {
             return Answer::error(503, "too many long answers are on their way already", out);
         }
-        let format = if head.open_metrics { Format::OpenMetrics } else { Format::Text };
+        let format = head.open_metrics.map_or(Format::Text, |_| Format::OpenMetrics);
         self.write(format, out);
-        Answer { status: 200, content_type: format.content_type(), allow: "" }
+        let content_type = match head.open_metrics {
+            Some("0.0.1") => OLD_OPEN_METRICS,
+            _ => format.content_type(),
+        };
+        Answer { status: 200, content_type, allow: "" }
     }
 }
 
