@@ -10,6 +10,7 @@
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
 use crate::meter::Meter;
+use crate::metrics::families::{ENRICHER_QUEUE, INBOX_BATCHES, INBOX_LIMIT};
 use crate::metrics::Metrics;
 use crate::ongoing::Turns;
 use crate::outcomes::{Outcome, Outcomes};
@@ -45,6 +47,8 @@ const LOOK: Duration = Duration::from_secs(60);
 /// The dispatcher, to be run on a thread of its own.
 pub struct Dispatcher {
     messages: Receiver<Message>,
+    /// How many of them wait.
+    waiting: Arc<AtomicUsize>,
     outlets: Vec<Outlet>,
     table: FlowTable,
     admission: Arc<Admission>,
@@ -72,9 +76,11 @@ impl Dispatcher {
     pub fn new(max_flows: u32, key: EntropyKey) -> (Self, Inlet) {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
-        let inlet = Inlet::new(sender, admission.clone());
+        let waiting = Arc::<AtomicUsize>::default();
+        let inlet = Inlet::new(sender, waiting.clone(), admission.clone());
         let dispatcher = Dispatcher {
             messages,
+            waiting,
             outlets: Vec::new(),
             table: FlowTable::new(key),
             admission,
@@ -102,7 +108,12 @@ impl Dispatcher {
     /// now on measured.
     pub fn measure_by(&mut self, metrics: Arc<Metrics>, plugins: Vec<&'static str>) {
         let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
-        metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
+        let waiting = self.waiting.clone();
+        metrics.add(move |writer| {
+            outcomes.write(&plugins, admission.limit(), writer);
+            writer.number(&INBOX_BATCHES, &[], waiting.load(Ordering::Relaxed) as u64);
+            writer.number(&INBOX_LIMIT, &[], INBOX as u64);
+        });
         self.metrics = Some(metrics);
     }
 
@@ -142,6 +153,9 @@ impl Dispatcher {
     /// open. With `last_look` flows are looked at when they end.
     pub fn watch(&mut self, name: &'static str, last_look: Option<LastLook>) -> Queue {
         let (outlet, queue) = queue(format!("enrichers.{name}"));
+        if let Some(metrics) = &self.metrics {
+            outlet.measure_depth_by(&ENRICHER_QUEUE, name, metrics);
+        }
         self.watchers.push(outlet);
         self.last_looks.extend(last_look);
         queue
@@ -190,31 +204,20 @@ impl Dispatcher {
             let look = self.end_forgotten_flows();
             let tally = self.tally();
             let pulse = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally));
-            let turn = self.tell_ongoing();
-            let Some(patience) = look.into_iter().chain(pulse).chain(turn).min() else {
-                return self.messages.recv().ok();
+            let turn = self.turns.tell(&self.table, &mut self.outlets);
+            let next = match look.into_iter().chain(pulse).chain(turn).min() {
+                Some(patience) => self.messages.recv_timeout(patience),
+                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match self.messages.recv_timeout(patience) {
-                Ok(message) => return Some(message),
+            match next {
+                Ok(message) => {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    return Some(message);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
-    }
-
-    /// Tells of the flows whose turn it is; returns when it is that of others. Who wants to
-    /// know it has time for it, or it waits: starts and ends come first.
-    fn tell_ongoing(&mut self) -> Option<Duration> {
-        let Dispatcher { turns, table, outlets, .. } = self;
-        let is_free = outlets.iter().all(|outlet| !outlet.wants_ongoing() || outlet.is_free());
-        let (flows, patience) = turns.take(table, is_free);
-        if !flows.is_empty() {
-            let events = flows.into_iter().map(|(flow, at)| Event::Ongoing(flow, at));
-            let batch = Arc::new(events.collect::<Vec<_>>());
-            let outlets = outlets.iter_mut().filter(|outlet| outlet.wants_ongoing());
-            outlets.for_each(|outlet| outlet.send(batch.clone()));
-        }
-        patience
     }
 
     /// Ends the flows that are over although nobody says so, if it is time to look for

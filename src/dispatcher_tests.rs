@@ -380,3 +380,39 @@ fn open_flows_are_told_of_as_going_on_until_they_end() {
     let unwanted: Vec<_> = std::iter::from_fn(|| unwanted.recv()).collect();
     assert_eq!(unwanted.iter().map(|batch| batch.len()).sum::<usize>(), 4);
 }
+
+/// As a scrape has it while the dispatcher is stuck.
+#[test]
+fn what_waits_for_dispatcher_and_enrichers_is_measured() {
+    let metrics = Arc::new(Metrics::default());
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    dispatcher.measure_by(metrics.clone(), Vec::new());
+    let watch = dispatcher.watch("netlink", None);
+    let text = || {
+        let (mut writer, mut out) = (crate::metrics::Writer::default(), Vec::new());
+        metrics.write(&mut writer);
+        writer.finish(crate::metrics::Format::Text, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let shows = |line: &str| text().lines().any(|found| found == line);
+    assert!(shows("glowd_inbox_batches 0") && shows("glowd_inbox_batches_limit 64"));
+    let thread = thread::spawn(|| dispatcher.run());
+    let release = inlet.wedge();
+    inlet.send_all(vec![event(Start, 1), event(Start, 2)]).unwrap();
+    assert!(inlet.samples(Vec::new()));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !shows("glowd_inbox_batches 2") {
+        assert!(Instant::now() < deadline, "{}", text());
+        thread::yield_now();
+    }
+    // What finds no room does not wait.
+    while inlet.samples(Vec::new()) {}
+    assert!(shows("glowd_inbox_batches 64"), "{}", text());
+    drop(release);
+    drop(inlet);
+    thread.join().unwrap();
+    assert!(shows("glowd_inbox_batches 0"), "{}", text());
+    assert!(shows("glowd_enricher_queue_events{enricher=\"netlink\"} 2"), "{}", text());
+    watch.recv().unwrap();
+    assert!(shows("glowd_enricher_queue_events{enricher=\"netlink\"} 0"), "{}", text());
+}

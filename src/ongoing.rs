@@ -6,13 +6,15 @@
 //! period: so a few are told of at a time, in the order in which they were found, and
 //! no others are looked for before.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::flow::{Flow, FlowId, Timestamp};
 use crate::flow_table::FlowTable;
+use crate::queue::{Event, Outlet};
 
 /// So many are told of at a time at the most,
-pub(crate) const BURST: usize = 100;
+const BURST: usize = 100;
 /// and this is the time until the next: 10,000 a second.
 const PACE: Duration = Duration::from_millis(10);
 /// The longest time between two looks for those that are due; else a tenth of a period.
@@ -45,9 +47,23 @@ impl Turns {
         }
     }
 
+    /// Tells those who want to know it of the flows whose turn it is; returns when it is that
+    /// of others. If they have no time for it, it waits: starts and ends come first.
+    pub(crate) fn tell(&mut self, table: &FlowTable, outlets: &mut [Outlet]) -> Option<Duration> {
+        let is_free = outlets.iter().all(|outlet| !outlet.wants_ongoing() || outlet.is_free());
+        let (flows, patience) = self.take(table, is_free);
+        if !flows.is_empty() {
+            let events = flows.into_iter().map(|(flow, at)| Event::Ongoing(flow, at));
+            let batch = Arc::new(events.collect::<Vec<_>>());
+            let outlets = outlets.iter_mut().filter(|outlet| outlet.wants_ongoing());
+            outlets.for_each(|outlet| outlet.send(batch.clone()));
+        }
+        patience
+    }
+
     /// The flows to tell of, if `is_free` says that they will not wait behind others, with
     /// the moment; and how soon to ask again.
-    pub(crate) fn take(
+    fn take(
         &mut self,
         table: &FlowTable,
         is_free: bool,

@@ -13,7 +13,7 @@ use log::warn;
 use crate::config::Section;
 use crate::flow::{Flow, Tag, Timestamp};
 use crate::metrics::families::{QUEUE_EVENTS, SAMPLES_DROPPED};
-use crate::metrics::{Count, Metrics};
+use crate::metrics::{Count, Family, Metrics};
 use crate::warn_limited;
 
 /// Depth of a backend's queue, in events, over which a warning is due.
@@ -112,11 +112,21 @@ pub(crate) struct Outlet {
 impl Outlet {
     /// Has the queue of the backend called `name` measured.
     pub(crate) fn measure_by(&self, name: &'static str, metrics: &Metrics) {
-        let (depth, left_out) = (self.depth.clone(), self.left_out.clone());
+        self.measure_depth_by(&QUEUE_EVENTS, name, metrics);
+        let left_out = self.left_out.clone();
+        metrics.add(move |writer| writer.number(&SAMPLES_DROPPED, &[name], left_out.get()));
+    }
+
+    /// Has the depth of the queue of the part called `name` measured.
+    pub(crate) fn measure_depth_by(
+        &self,
+        family: &'static Family,
+        name: &'static str,
+        metrics: &Metrics,
+    ) {
+        let depth = self.depth.clone();
         metrics.add(move |writer| {
-            let depth = depth.load(Ordering::Relaxed);
-            writer.number(&QUEUE_EVENTS, &[name], depth as u64);
-            writer.number(&SAMPLES_DROPPED, &[name], left_out.get());
+            writer.number(family, &[name], depth.load(Ordering::Relaxed) as u64);
         });
     }
 
