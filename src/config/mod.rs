@@ -147,6 +147,7 @@ impl Config {
         };
         if judge.is_good() {
             rules::move_stun_servers(&mut config, &mut judge);
+            rules::choose_port(&mut config, &mut judge);
             for message in rules::problems(&config) {
                 judge.rule(message);
             }

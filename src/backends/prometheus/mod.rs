@@ -30,9 +30,6 @@ use crate::shutdown::{stop_token, Stop, Stopper};
 /// Where messages come from.
 const NAME: &str = "backends.prometheus";
 
-/// What flowd-go's keys are where neither is given.
-const PORT: u16 = 9817;
-
 /// More than Prometheus opens, in a pair and with people who look.
 const CONNECTIONS: usize = 64;
 
@@ -64,7 +61,8 @@ pub(super) static SPEC: Spec = Spec {
             live: false,
             doc:
                 "TCP port to listen on. With 0 the system chooses a free one, which the log tells \
-                  at level info; that is useful for tests.",
+                  at level info; that is useful for tests, and not what 0 means in flowd-go, where \
+                  it is off.",
         },
         Key {
             name: "skopsPort",
@@ -125,14 +123,6 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Prometheus::new(section, context)?))
 }
 
-/// The port to listen on.
-fn port(section: &Section) -> u16 {
-    match (section.int("port"), section.int("skopsPort")) {
-        (PORT | 0, port) if port != 0 => port,
-        (port, _) => port,
-    }
-}
-
 /// The backend, listening.
 struct Prometheus {
     server: Server,
@@ -145,7 +135,7 @@ impl Prometheus {
         let ip: IpAddr = section.address("bindAddress");
         let settings =
             Settings { connections: CONNECTIONS, body: BODY, who: NAME, ..Settings::default() };
-        let server = Server::bind(SocketAddr::new(ip, port(section)), settings)?;
+        let server = Server::bind(SocketAddr::new(ip, section.int("port")), settings)?;
         info!("{NAME}: listening on http://{}/metrics", server.address());
         let metrics = context.metrics.clone();
         metrics.add(|writer| {
@@ -173,9 +163,11 @@ impl Backend for Prometheus {
             .spawn(move || serve(server, &mut page, &stop))
             .map_err(|error| Error::os("cannot start the thread for HTTP", error))?;
         let _serving = Serving { stopper: Some(stopper), thread: Some(thread) };
+        let lock = || flows.lock().unwrap_or_else(PoisonError::into_inner);
+        events.want_samples(lock().wants_samples());
         while let Some(batch) = events.recv() {
-            let mut flows = flows.lock().unwrap_or_else(PoisonError::into_inner);
-            let registry = flows.registry();
+            let mut flows = lock();
+            flows.follow_registry();
             for event in batch.iter() {
                 match event {
                     Event::Start(flow) => flows.open(flow),
@@ -183,8 +175,11 @@ impl Backend for Prometheus {
                     // It is no flow.
                     Event::Everything(_) | Event::Ongoing(..) => {}
                     Event::Report => info!("{NAME}: {} scrapes", flows.scrapes),
-                    Event::Sample(flow) => flows.measure(flow, &registry),
-                    Event::Reload(section) => flows.obey(Rules::read(section)),
+                    Event::Sample(flow) => flows.measure(flow),
+                    Event::Reload(section) => {
+                        flows.obey(Rules::read(section));
+                        events.want_samples(flows.wants_samples());
+                    }
                 }
             }
         }
@@ -273,14 +268,33 @@ impl Service for Page {
 mod tests {
     use super::*;
     use crate::config::Value;
+    use crate::queue::queue;
+    use std::time::{Duration, Instant};
 
+    fn section(per_flow: bool) -> Section {
+        let keys = SPEC.keys.iter().filter_map(|key| Some((key.name, key.default_value()?)));
+        let mut section = Section::new(NAME, keys.collect());
+        section.set("port", Value::Int(0));
+        section.set("perFlow", Value::Bool(per_flow));
+        section
+    }
+
+    /// Else each would be copied for nobody.
     #[test]
-    fn flowd_gos_ports_name_one() {
-        for (given, skops, expected) in
-            [(9817, 0, 9817), (8080, 8081, 8080), (9817, 8081, 8081), (0, 8081, 8081), (0, 0, 0)]
-        {
-            let values = vec![("port", Value::Int(given)), ("skopsPort", Value::Int(skops))];
-            assert_eq!(port(&Section::new(NAME, values)), expected, "{given} {skops}");
-        }
+    fn samples_are_wanted_where_flows_have_series() {
+        let backend = build(&section(false), &Context::new(10)).unwrap();
+        let (mut outlet, queue) = queue(NAME.into());
+        let thread = thread::spawn(|| backend.run(queue).unwrap());
+        let mut wait = |wanted: bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while outlet.wants_samples() != wanted {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            outlet.send(Arc::new(vec![Event::Reload(Arc::new(section(!wanted)))]));
+        };
+        [false, true, false].into_iter().for_each(&mut wait);
+        drop(outlet);
+        thread.join().unwrap();
     }
 }
