@@ -111,6 +111,12 @@ impl FlowInfo {
         u32_at(self.find(SOCKET_MEMORY)?, 4 * index)
     }
 
+    /// Whether it is of a socket that was closed for good.
+    pub fn is_closed(&self) -> bool {
+        // TCP_CLOSE.
+        self.tcp_info().and_then(|info| info.state()) == Some(7)
+    }
+
     /// How much the flow has carried: octets of payload, without retransmissions. On
     /// kernels before 4.19 one more may count as sent, for the SYN.
     pub fn usage(&self) -> Option<Usage> {

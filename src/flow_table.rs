@@ -186,12 +186,20 @@ impl Stored {
         self.news = Some(Arc::new(News { heard: now, usage, info }));
     }
 
-    /// Keeps a sample, unless it is of another socket than the one before.
+    /// Keeps a sample, unless it is of another socket than the one before. Of a flow that
+    /// both enrichers measure netlink's count, or its fireflies and series would change
+    /// their form each time; but the last numbers of a socket may be the other's alone.
     fn measure(&mut self, mut info: FlowInfo) -> bool {
         let news = self.news.as_deref();
         let before = news.and_then(|news| news.info.as_ref());
         if before.is_some_and(|before| before.cookie != info.cookie) {
             return false;
+        }
+        if before.is_some_and(|before| info.by_program && !before.by_program) {
+            if !info.is_closed() {
+                return false;
+            }
+            info.by_program = false;
         }
         if let Some(before) = before {
             info.complete(before);
