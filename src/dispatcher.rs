@@ -150,7 +150,7 @@ impl Dispatcher {
     }
 
     /// A queue for the enricher called `name`, which tells it of the flows that are
-    /// open. With `last_look` flows are looked at when they end.
+    /// open. With `last_look` flows are looked at when they end, also with another tag.
     pub fn watch(&mut self, name: &'static str, last_look: Option<LastLook>) -> Queue {
         let (outlet, queue) = queue(format!("enrichers.{name}"));
         if let Some(metrics) = &self.metrics {
@@ -376,7 +376,7 @@ impl Dispatcher {
                 tickets += 1;
             }
             let told = event.tag;
-            if state == FlowState::End && self.table.contains(&id) {
+            if self.table.would_end(&event, source) {
                 for look in &mut self.last_looks {
                     if let Some(info) = look(&id) {
                         self.table.measure(&id, info, false);

@@ -179,7 +179,7 @@ impl fmt::Display for Tag {
 }
 
 /// A moment, in microseconds since 1970-01-01T00:00:00Z.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
@@ -312,7 +312,7 @@ impl FlowState {
 }
 
 /// How much a flow has carried so far, in octets of payload, as its source counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// What the source has received.
     pub received: u64,
@@ -325,6 +325,15 @@ impl Usage {
     #[must_use]
     pub fn turned(self) -> Self {
         Usage { received: self.sent, sent: self.received }
+    }
+
+    /// What is more than there was before.
+    #[must_use]
+    pub fn since(self, before: Usage) -> Self {
+        Usage {
+            received: self.received.saturating_sub(before.received),
+            sent: self.sent.saturating_sub(before.sent),
+        }
     }
 }
 
@@ -370,14 +379,26 @@ pub struct Flow {
 }
 
 /// What was told of an open flow besides its start, and measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct News {
     /// When something was last heard of it: a clock reading of this host.
     pub heard: Timestamp,
-    /// What it has carried so far, if a sender counted it.
+    /// What it has carried so far, if a sender counted it and no sample has told of it since.
     pub usage: Option<Usage>,
-    /// The last sample of it, if an enricher takes any.
+    /// When that was told: a clock reading of this host. What is told with the end is never
+    /// too old: that is the last moment there is.
+    pub told: Timestamp,
+    /// The last sample of its connection, if an enricher takes any.
     pub info: Option<Arc<FlowInfo>>,
+    /// What earlier flows of that connection had carried.
+    pub earlier: Usage,
+}
+
+impl News {
+    /// What the flow has carried by the last sample of its connection.
+    fn measured(&self) -> Option<Usage> {
+        Some(self.info.as_ref()?.usage()?.since(self.earlier))
+    }
 }
 
 impl Flow {
@@ -386,12 +407,17 @@ impl Flow {
         self.news.as_ref().map_or(self.start, |news| news.heard)
     }
 
-    /// What it has carried so far: as a sender counted it, or as it was measured. A
-    /// sender knows of the flow alone, where a connection may carry many in turn.
+    /// What it has carried so far: as a sender counted it, if nothing newer is known, or as
+    /// it was measured. It is of the flow, where a connection may carry many in turn.
     pub fn usage(&self) -> Option<Usage> {
         let news = self.news.as_ref();
-        let told = news.and_then(|news| news.usage.or_else(|| news.info.as_ref()?.usage()));
-        told.or_else(|| self.counted?.usage())
+        let measured = news.and_then(|news| news.measured());
+        let counted = self.counted.and_then(|counted| Some((counted.usage()?, counted.last)));
+        // A sample has taken the place of what is older.
+        let is_old =
+            |told| measured.is_none() && counted.is_some_and(|(_, last)| last > Some(told));
+        let told = news.and_then(|news| news.usage.filter(|_| !is_old(news.told)));
+        told.or(measured).or(counted.map(|(usage, _)| usage))
     }
 
     /// The last sample of it, if an enricher takes any.

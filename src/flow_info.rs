@@ -117,7 +117,7 @@ impl FlowInfo {
         self.tcp_info().and_then(|info| info.state()) == Some(7)
     }
 
-    /// How much the flow has carried: octets of payload, without retransmissions. On
+    /// How much the connection has carried, whatever flows it had: octets of payload, without retransmissions. On
     /// kernels before 4.19 one more may count as sent, for the SYN.
     pub fn usage(&self) -> Option<Usage> {
         let info = self.tcp_info()?;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use crate::carried::Carried;
 use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
@@ -127,6 +128,8 @@ pub struct FlowTable {
     flows: HashMap<FlowId, Stored>,
     /// Those that are over since a short time.
     closed: Closed,
+    /// What they had left their connections with.
+    carried: Carried,
     /// Open ones that were heard of and are gone from the system since that time.
     gone: HashMap<FlowId, Timestamp>,
     key: EntropyKey,
@@ -174,6 +177,27 @@ impl Stored {
         }
     }
 
+    /// What becomes of an event that has no effect on the flow; None: it has one.
+    fn refuses(
+        &self,
+        event: &FlowEvent,
+        (source, authority): (&'static str, Authority),
+    ) -> Option<Change> {
+        match (authority, self.authority) {
+            (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
+                Some(Change::Awaited)
+            }
+            (Authority::Found, Authority::Heard | Authority::Told) => Some(Change::Outranked),
+            // The first that found it keeps it: else two of them would take it from each
+            // other, with an end and a start each time.
+            (Authority::Found, Authority::Found) if source != self.source => {
+                Some(Change::Outranked)
+            }
+            (Authority::Heard, _) if self.is_news_of_an_earlier_life(event) => Some(Change::Stale),
+            _ => None,
+        }
+    }
+
     /// Takes note of who else has told of it: the best counts.
     fn learn(&mut self, authority: Authority) {
         self.authority = self.authority.max(authority);
@@ -181,42 +205,56 @@ impl Stored {
 
     /// Takes note of an event at `now`.
     fn hear(&mut self, usage: Option<Usage>, now: Timestamp) {
-        let usage = usage.or_else(|| self.news.as_ref()?.usage);
-        let info = self.news.as_ref().and_then(|news| news.info.clone());
-        self.news = Some(Arc::new(News { heard: now, usage, info }));
+        let news = self.news();
+        news.heard = now;
+        if let Some(usage) = usage {
+            news.usage = Some(usage);
+            news.told = now;
+        }
     }
 
-    /// Keeps a sample, unless it is of another socket than the one before. Of a flow that
-    /// both enrichers measure netlink's count, or its fireflies and series would change
-    /// their form each time; but the last numbers of a socket may be the other's alone.
-    fn measure(&mut self, mut info: FlowInfo) -> bool {
-        let news = self.news.as_deref();
-        let before = news.and_then(|news| news.info.as_ref());
-        if before.is_some_and(|before| before.cookie != info.cookie) {
-            return false;
-        }
-        if before.is_some_and(|before| info.by_program && !before.by_program) {
-            if !info.is_closed() {
+    /// Keeps a sample, which knows better than what was told before, unless it is of another
+    /// socket than the one before. `carried` knows what its connection had carried before
+    /// this flow.
+    ///
+    /// Of a flow that both enrichers measure netlink's count, or its fireflies and series would
+    /// change their form each time; but the last numbers of a socket may be the other's alone.
+    fn measure(&mut self, mut info: FlowInfo, carried: &Carried) -> bool {
+        let before = self.news.as_ref().and_then(|news| news.info.as_ref());
+        let earlier = match before {
+            Some(before) if before.cookie != info.cookie => return false,
+            Some(before) if info.by_program && !before.by_program && !info.is_closed() => {
                 return false;
             }
-            info.by_program = false;
+            Some(before) => {
+                info.by_program &= before.by_program;
+                info.complete(before);
+                None
+            }
+            None => Some(carried.before(info.cookie)),
+        };
+        let news = self.news();
+        if info.usage().is_some() {
+            news.usage = None;
         }
-        if let Some(before) = before {
-            info.complete(before);
-        }
-        let info = Some(Arc::new(info));
-        // Nobody else has it where no backend wants samples.
-        if let Some(news) = self.news.as_mut().and_then(Arc::get_mut) {
-            news.info = info;
-        } else {
-            let news = self.news.as_deref();
-            self.news = Some(Arc::new(News {
-                heard: news.map_or(self.start, |news| news.heard),
-                usage: news.and_then(|news| news.usage),
-                info,
-            }));
-        }
+        news.earlier = earlier.unwrap_or(news.earlier);
+        news.info = Some(Arc::new(info));
         true
+    }
+
+    /// To be changed; a copy if others have it, as they do where backends want samples.
+    fn news(&mut self) -> &mut News {
+        let heard = self.start;
+        let fresh = || Arc::new(News { heard, ..News::default() });
+        Arc::make_mut(self.news.get_or_insert_with(fresh))
+    }
+
+    /// Has `carried` know what the flow leaves its connection with.
+    fn leave(&self, carried: &mut Carried) {
+        let info = self.news.as_ref().and_then(|news| news.info.as_ref());
+        if let Some((info, usage)) = info.and_then(|info| Some((info, info.usage()?))) {
+            carried.note(info.cookie, usage);
+        }
     }
 }
 
@@ -224,7 +262,7 @@ impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
         let (flows, closed, gone) = (HashMap::new(), Closed::default(), HashMap::new());
-        FlowTable { flows, closed, gone, key, meter: None }
+        FlowTable { flows, closed, carried: Carried::default(), gone, key, meter: None }
     }
 
     /// Has flows that are opened from now on counted by `meter`.
@@ -242,25 +280,18 @@ impl FlowTable {
     ) -> Change {
         let id = event.id;
         if let Some(stored) = self.flows.get(&id) {
-            match (authority, stored.authority) {
-                (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
-                    self.gone.entry(id).or_insert(now);
-                    return Change::Awaited;
-                }
-                (Authority::Found, Authority::Heard | Authority::Told) => {
+            if let Some(change) = stored.refuses(&event, (source, authority)) {
+                match change {
+                    Change::Awaited => {
+                        self.gone.entry(id).or_insert(now);
+                    }
                     // It is there again.
-                    self.gone.remove(&id);
-                    return Change::Outranked;
+                    Change::Outranked => {
+                        self.gone.remove(&id);
+                    }
+                    _ => {}
                 }
-                // The first that found it keeps it: else two of them would take it from each
-                // other, with an end and a start each time.
-                (Authority::Found, Authority::Found) if source != stored.source => {
-                    return Change::Outranked;
-                }
-                _ => {}
-            }
-            if authority == Authority::Heard && stored.is_news_of_an_earlier_life(&event) {
-                return Change::Stale;
+                return change;
             }
         }
         match event.state {
@@ -303,6 +334,7 @@ impl FlowTable {
                         new.slot = open(&mut self.meter, &id);
                         new.learn(slot.get().authority);
                         let old = slot.insert(new);
+                        old.leave(&mut self.carried);
                         let meter = self.meter.as_deref();
                         let new = slot.get().flow(id, &self.key, meter);
                         let change = Change::Retagged { old: old.flow(id, &self.key, meter), new };
@@ -323,8 +355,10 @@ impl FlowTable {
                 self.gone.remove(&id);
                 if let Some(usage) = event.usage {
                     stored.hear(Some(*usage), now);
+                    stored.news().told = Timestamp(u64::MAX);
                 }
                 self.closed.note(id, stored.start, end.max(stored.start));
+                stored.leave(&mut self.carried);
                 let flow = stored.flow(id, &self.key, self.meter.as_deref());
                 close(&mut self.meter, stored.slot);
                 Change::Closed(flow)
@@ -332,12 +366,24 @@ impl FlowTable {
         }
     }
 
+    /// Whether the event would end a flow that is open: as an end, or with another tag.
+    pub fn would_end(&self, event: &FlowEvent, by: (&'static str, Authority)) -> bool {
+        self.flows.get(&event.id).is_some_and(|stored| {
+            let ends = match event.state {
+                FlowState::Start => event.tag != stored.tag,
+                FlowState::Ongoing => false,
+                FlowState::End => true,
+            };
+            ends && stored.refuses(event, by).is_none()
+        })
+    }
+
     /// Keeps a sample of a flow. Returns the flow, if that is wanted, it is open and the
     /// sample of the socket that it has had.
     pub fn measure(&mut self, id: &FlowId, info: FlowInfo, wanted: bool) -> Option<Flow> {
         let stored = self.flows.get_mut(id)?;
         let flow = |stored: &mut Stored| stored.flow(*id, &self.key, self.meter.as_deref());
-        (stored.measure(info) && wanted).then(|| flow(stored))
+        (stored.measure(info, &self.carried) && wanted).then(|| flow(stored))
     }
 
     /// A table that was once large does not stay so for good.

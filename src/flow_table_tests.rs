@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::flow::Protocol;
+use crate::meter::Counted;
 
 const API: (&str, Authority) = ("api", Authority::Told);
 const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
@@ -34,7 +35,7 @@ fn a_flow_opens_once_and_closes_once() {
     assert_eq!(Tag::from_label(flow.label), Some(flow.tag));
     let again = table.apply(event(FlowState::Start, 7, 16), PIPE, Timestamp(6));
     assert_eq!(again, Change::Repeated);
-    let news = News { heard: Timestamp(6), usage: None, info: None };
+    let news = News { heard: Timestamp(6), ..News::default() };
     let flow = Flow { news: Some(Arc::new(news)), ..flow };
     assert_eq!(table.flows(), vec![flow.clone()], "a repeated start changes nothing");
     let closed = table.apply(event(FlowState::End, 7, 1), API, Timestamp(7));
@@ -75,7 +76,8 @@ fn an_ongoing_event_updates_totals_and_opens_what_is_not_open() {
         let other =
             FlowEvent { tag: Tag::new(3, 1).unwrap(), ..told(FlowState::Ongoing, 4, usage(sent)) };
         assert_eq!(table.apply(other, API, Timestamp(at)), Change::Goes);
-        let news = News { heard: Timestamp(at), usage: usage(sent), info: None };
+        let (heard, told) = (Timestamp(at), Timestamp(at));
+        let news = News { heard, told, usage: usage(sent), ..News::default() };
         let now = Flow { news: Some(Arc::new(news)), ..flow.clone() };
         assert_eq!(table.flows(), [now]);
     }
@@ -336,4 +338,128 @@ fn of_two_enrichers_netlink_counts_until_the_socket_is_closed() {
     assert_eq!(measured(by_netlink(40)), Some((false, 40)));
     // The last numbers of the socket, in the same form.
     assert_eq!(measured(by_program(7, 50)), Some((false, 50)));
+}
+
+/// Who ends it, or would, is looked at once more.
+#[test]
+fn it_is_known_which_events_end_a_flow() {
+    use FlowState::{End, Ongoing, Start};
+    const OTHER: (&str, Authority) = ("iperf3", Authority::Found);
+    let parts = [API, FIREFLY, FINDER, OTHER];
+    let mut ends = 0;
+    for (first, second) in parts.iter().flat_map(|one| parts.map(|other| (*one, other))) {
+        for (state, activity) in
+            [Start, Ongoing, End].into_iter().flat_map(|state| [(state, 16), (state, 15)])
+        {
+            for time in [None, Some(Timestamp(2)), Some(Timestamp(7))] {
+                let mut table = table();
+                let next = FlowEvent { time, ..event(state, 7, activity) };
+                assert!(!table.would_end(&next, second), "there is none");
+                table.apply(event(Start, 7, 16), first, Timestamp(5));
+                let would = table.would_end(&next, second);
+                let change = table.apply(next, second, Timestamp(9));
+                let did = matches!(change, Change::Closed(_) | Change::Retagged { .. });
+                assert_eq!(would, did, "{first:?} {second:?} {state:?} {time:?}: {change:?}");
+                ends += usize::from(did);
+            }
+        }
+    }
+    assert!(ends > 50, "{ends}");
+}
+
+/// A sample of a connection that has carried that much.
+fn sample(cookie: u64, time: u64, Usage { received, sent }: Usage) -> FlowInfo {
+    let mut info = [0; 232];
+    info[0] = 1;
+    info[128..136].copy_from_slice(&received.to_ne_bytes());
+    info[200..208].copy_from_slice(&sent.to_ne_bytes());
+    FlowInfo::by_program(Timestamp(time), cookie, &info, b"cubic")
+}
+
+fn open_usage(table: &FlowTable) -> Option<Usage> {
+    table.flows()[0].usage()
+}
+
+fn closed_usage(change: Change) -> Option<Usage> {
+    let Change::Closed(flow) = change else { panic!("{change:?}") };
+    flow.usage()
+}
+
+/// As with XRootD, which tells 0 and 0 with the start.
+#[test]
+fn what_was_told_counts_until_something_newer_is_known_or_with_the_end() {
+    use FlowState::{End, Ongoing, Start};
+    let usage = |sent| Usage { received: 3, sent };
+    let told =
+        |state, sent| FlowEvent { usage: Some(Box::new(usage(sent))), ..event(state, 7, 16) };
+    let id = event(Start, 7, 16).id;
+    let mut table = table();
+    for end in [event(End, 7, 16), told(End, 99)] {
+        table.apply(told(Start, 0), FIREFLY, Timestamp(5));
+        assert_eq!(open_usage(&table), Some(usage(0)));
+        table.measure(&id, sample(end.usage.is_some().into(), 6, usage(500)), false);
+        assert_eq!(open_usage(&table), Some(usage(500)));
+        // Nothing of that is said.
+        table.apply(event(Start, 7, 16), FIREFLY, Timestamp(7));
+        assert_eq!(open_usage(&table), Some(usage(500)));
+        table.apply(told(Ongoing, 600), FIREFLY, Timestamp(8));
+        assert_eq!(open_usage(&table), Some(usage(600)));
+        // A sample of another socket says nothing.
+        table.measure(&id, sample(9, 8, usage(1)), false);
+        assert_eq!(open_usage(&table), Some(usage(600)));
+        table.measure(&id, sample(end.usage.is_some().into(), 9, usage(700)), false);
+        let expected = end.usage.as_deref().copied().unwrap_or(usage(700));
+        assert_eq!(closed_usage(table.apply(end, API, Timestamp(10))), Some(expected));
+    }
+}
+
+/// Packets that were counted since are newer, too.
+#[test]
+fn what_was_told_gives_way_to_packets_that_were_counted_since() {
+    let usage = |sent| Usage { received: 0, sent };
+    let flow = |told, last: Option<u64>| {
+        let mut table = table();
+        let Change::Opened(flow) = table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5))
+        else {
+            panic!("not opened");
+        };
+        let news = News { usage: Some(usage(0)), told: Timestamp(told), ..News::default() };
+        let counted = Counted {
+            slot: 0,
+            packets: 1,
+            octets: 500,
+            received: Some((0, 0)),
+            last: last.map(Timestamp),
+        };
+        Flow { news: Some(Arc::new(news)), counted: Some(counted), ..flow }
+    };
+    assert_eq!(flow(5, None).usage(), Some(usage(0)));
+    assert_eq!(flow(5, Some(4)).usage(), Some(usage(0)));
+    assert_eq!(flow(5, Some(6)).usage(), Some(usage(500)));
+    assert_eq!(flow(u64::MAX, Some(6)).usage(), Some(usage(0)), "told with the end");
+}
+
+/// One after the other on one connection; on the next one of the same ends all begins anew.
+#[test]
+fn a_sample_is_of_the_connection_and_usage_of_the_flow() {
+    use FlowState::{End, Start};
+    let usage = |octets| Usage { received: octets, sent: 2 * octets };
+    let id = event(Start, 7, 16).id;
+    let mut table = table();
+    for (cookie, total, own) in [(1, 500, 500), (1, 501, 1), (2, 40, 40), (1, 600, 99), (2, 40, 0)]
+    {
+        table.apply(event(Start, 7, 16), API, Timestamp(5));
+        table.measure(&id, sample(cookie, 6, usage(total - own)), false);
+        assert_eq!(open_usage(&table), Some(usage(0)), "{cookie}");
+        table.measure(&id, sample(cookie, 7, usage(total)), false);
+        let closed = table.apply(event(End, 7, 16), API, Timestamp(8));
+        assert_eq!(closed_usage(closed), Some(usage(own)), "{cookie}");
+    }
+    table.apply(event(Start, 7, 16), API, Timestamp(5));
+    table.measure(&id, sample(2, 7, usage(50)), false);
+    let change = table.apply(event(Start, 7, 15), API, Timestamp(8));
+    let Change::Retagged { old, new } = change else { panic!("{change:?}") };
+    assert_eq!((old.usage(), new.usage()), (Some(usage(10)), None));
+    table.measure(&id, sample(2, 9, usage(53)), false);
+    assert_eq!(open_usage(&table), Some(usage(3)));
 }

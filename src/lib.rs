@@ -23,6 +23,7 @@ pub mod scitag;
 
 pub mod plugins;
 
+pub mod carried;
 pub mod closed;
 pub mod dispatcher;
 pub mod entropy;

@@ -4,6 +4,8 @@
 
 mod collector;
 mod measured;
+mod shared;
+mod told;
 mod usage;
 
 use std::net::UdpSocket;

@@ -181,7 +181,7 @@ fn our_own_are_read() {
             news: Some(Arc::new(News {
                 heard: Timestamp(0),
                 usage: Some(Usage { received: 0, sent: u64::MAX }),
-                info: None,
+                ..News::default()
             })),
         };
         for end in [None, Some(Timestamp(1_632_309_147_808_093))] {

@@ -208,7 +208,7 @@ mod tests {
         Some(Arc::new(News {
             heard: Timestamp(0),
             usage: Some(Usage { received, sent }),
-            info: None,
+            ..News::default()
         }))
     }
 

@@ -328,7 +328,7 @@ mod tests {
         let news = crate::flow::News {
             heard: now,
             usage: Some(Usage { received: 1, sent: 2 }),
-            info: None,
+            ..crate::flow::News::default()
         };
         let counted =
             Counted { slot: 0, packets: 1, octets: 2, received: Some((3, 4)), last: Some(now) };
