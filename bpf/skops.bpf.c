@@ -63,8 +63,20 @@ struct {
 /* Samples that the iterator takes, which waits while there is no room. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 2 * 1024 * 1024);	/* octets: 6,898 samples */
+	__uint(max_entries, 256 * 1024);	/* octets; user space sets it */
 } samples SEC(".maps");
+
+/*
+ * The interfaces of the sockets that are bound to one, without which they are not found by
+ * their ends. Where it is full they are not.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);		/* user space sets it */
+	__type(key, struct flow_key);
+	__type(value, __u32);
+} bound SEC(".maps");
 
 /* How many samples at changes of state found no room. */
 struct {
@@ -189,7 +201,7 @@ int states(struct bpf_sock_ops *ctx)
 	struct bpf_sock *socket;
 	struct tcp_sock *tcp;
 	struct seen *seen;
-	__u32 state = BPF_TCP_ESTABLISHED, told;
+	__u32 state = BPF_TCP_ESTABLISHED, told, interface;
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
@@ -222,6 +234,9 @@ int states(struct bpf_sock_ops *ctx)
 		seen->key.dst_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 		seen->key.protocol = IPPROTO_TCP;
 		seen->cookie = bpf_get_socket_cookie(ctx);
+		interface = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if;
+		if (interface)
+			bpf_map_update_elem(&bound, &seen->key, &interface, BPF_ANY);
 		/* Beside what others have asked to be told of it. */
 		told = ctx->bpf_sock_ops_cb_flags;
 		if (!(told & BPF_SOCK_OPS_STATE_CB_FLAG))
@@ -230,6 +245,8 @@ int states(struct bpf_sock_ops *ctx)
 		/* Those that count what has arrived take it that a closed one had a FIN. */
 		if (!(tcp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & (1 << SOCK_DONE)))
 			state = ctx->args[0];
+		if (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if)
+			bpf_map_delete_elem(&bound, &seen->key);
 	}
 	tell(seen, tcp, state);
 	return 1;

@@ -74,6 +74,7 @@ fn live(
     let names = Arc::new(config.names()?);
     // All that are unknown, not the first one that a part meets.
     config.check_names_by(&names.get())?;
+    names.measure_by(&metrics);
     let context = Context {
         max_flows: config.max_flows(),
         names,

@@ -451,7 +451,9 @@ impl Dispatcher {
             return;
         }
         let batch = Arc::new(events);
-        for outlet in self.outlets.iter_mut().chain(&mut self.watchers) {
+        // Who hears of a flow by a backend may close its socket at once: enrichers, who do not
+        // keep what they hear of sockets of no flow, come first.
+        for outlet in self.watchers.iter_mut().chain(&mut self.outlets) {
             outlet.send(batch.clone());
         }
     }

@@ -114,6 +114,15 @@ fn holder(path: &Path, file: &File) -> Result<String> {
     if !meta.is_file() || meta.len() > LONGEST {
         return Err(not_a_pid_file(path));
     }
+    if !is_trusted(path, &meta).map_err(|error| cannot("look at the folder of", path, error))? {
+        let shown = path.display();
+        let message = format!(
+            "\"{shown}\" belongs to user {}, who could change it: move it away or choose \
+             another pidPath",
+            meta.uid()
+        );
+        return Err(Error::new(Class::Os, message));
+    }
     let mut content = Vec::new();
     file.take(LONGEST).read_to_end(&mut content).map_err(|error| cannot("read", path, error))?;
     match content.split_last() {
@@ -124,6 +133,18 @@ fn holder(path: &Path, file: &File) -> Result<String> {
         }
         Some(_) => Err(not_a_pid_file(path)),
     }
+}
+
+/// Whether the file is of somebody who may do as he likes there: root, this user, or whose
+/// folder it is. Another one, in a folder for everybody, could keep glowd from starting, and
+/// have those signalled whose pid he writes.
+fn is_trusted(path: &Path, meta: &Metadata) -> io::Result<bool> {
+    let own = nix::unistd::geteuid().as_raw();
+    if [0, own].contains(&meta.uid()) {
+        return Ok(true);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    Ok(fs::metadata(folder.unwrap_or(Path::new(".")))?.uid() == meta.uid())
 }
 
 /// Whether the path leads to that file.
@@ -233,6 +254,24 @@ mod tests {
         let fifo = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(at("fifo")).unwrap();
         let error = holder(&at("fifo"), &fifo).unwrap_err();
         assert!(error.to_string().contains("is not a pid file"), "{error}");
+    }
+
+    #[test]
+    fn one_of_another_user_is_refused_but_in_his_own_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        fs::write(&path, "1\n").unwrap();
+        let chown = std::os::unix::fs::chown::<&Path>;
+        if let Err(error) = chown(&path, Some(65534), None) {
+            println!("SKIP: needs root: {error}");
+            return;
+        }
+        let file = || OpenOptions::new().read(true).open(&path).unwrap();
+        let error = holder(&path, &file()).unwrap_err().to_string();
+        assert!(error.contains("belongs to user 65534, who could change it: move it"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+        chown(dir.path(), Some(65534), None).unwrap();
+        assert_eq!(holder(&path, &file()).unwrap(), "1");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-use log::LevelFilter;
+use log::{warn, LevelFilter};
 
 use super::flags::Args;
 use super::{completions, help, man, parse};
 use crate::config::nearest::nearest;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::error::{Error, Result};
 use crate::log::Destination;
 use crate::registry::Registry;
@@ -51,6 +52,28 @@ pub(super) fn registry_check(args: &Args) -> Result<()> {
     };
     Registry::load(Path::new(file))?;
     print(&format!("{file}: ok\n"))
+}
+
+/// The names that the daemon knows: those of the configuration, or where there is none at
+/// its usual place, those installed. For commands that explain what the daemon does.
+///
+/// # Errors
+/// The configuration was named and cannot be read, or there is no registry where it says.
+pub(super) fn registry(args: &Args) -> Result<Arc<Registry>> {
+    log_to_stderr(args)?;
+    let is_usual = args.conf == Path::new(DEFAULT_PATH);
+    if is_usual && !args.conf.exists() {
+        return Registry::installed().map(Arc::new);
+    }
+    match Config::load(&args.conf).and_then(|config| config.names()) {
+        Ok(names) => Ok(names.get()),
+        // It matters to nobody who only reads a number.
+        Err(error) if is_usual => {
+            warn!("{error}; the installed registry is used");
+            Registry::installed().map(Arc::new)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// For the commands that talk to whoever has typed them.

@@ -208,7 +208,9 @@ pub static FLAGS: &[Flag] = &[
         value: Some("PATH"),
         default: Some(config::DEFAULT_PATH),
         commands: &[],
-        doc: "Read the configuration from PATH.",
+        doc: "Read the configuration from PATH. The commands that need one are run, conf and stun \
+              sample; tag and watch take the names of registered ids from where it says. The \
+              others pass it over.",
         apply: |args, value| {
             if value.is_empty() {
                 return Err("the path is empty".into());

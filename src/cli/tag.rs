@@ -3,7 +3,7 @@
 
 use log::warn;
 
-use super::commands::{log_to_stderr, print};
+use super::commands::{print, registry};
 use super::flags::Args;
 use crate::error::{Error, Result};
 use crate::flow::Tag;
@@ -46,11 +46,6 @@ pub(super) fn decode(args: &Args) -> Result<()> {
         );
     }
     print(&format!("{}: {}\n\n{}", form.name(), describe(tag, &registry), forms(tag, &registry)))
-}
-
-fn registry(args: &Args) -> Result<Registry> {
-    log_to_stderr(args)?;
-    Registry::installed()
 }
 
 pub(super) fn describe(tag: Tag, registry: &Registry) -> String {

@@ -14,7 +14,7 @@ mod linux {
     use std::collections::HashSet;
     use std::io::{self, Write};
 
-    use crate::cli::commands::log_to_stderr;
+    use crate::cli::commands::registry;
     use crate::cli::flags::Args;
     use crate::error::{Error, Result};
     use crate::flow::{FlowId, Tag};
@@ -27,8 +27,7 @@ mod linux {
     const MOST: usize = 100_000;
 
     pub(in crate::cli) fn watch(args: &Args) -> Result<()> {
-        log_to_stderr(args)?;
-        let registry = Registry::installed()?;
+        let registry = registry(args)?;
         let mut tap = Tap::open(&args.interfaces)?;
         let which = if args.all { "all flows" } else { "flows with a tag" };
         log::info!("watching {which} of IPv6; to stop: Ctrl-C");

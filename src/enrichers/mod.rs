@@ -4,6 +4,8 @@
 //! two lines below.
 
 mod netlink;
+#[cfg(all(test, target_os = "linux"))]
+mod rig;
 mod skops;
 
 use crate::config::{Key, Kind};

@@ -69,6 +69,8 @@ families! {
         "Samples of open flows that an enricher took.";
     ENRICHER_DROPPED: Counter "glowd_enricher_samples_dropped_total" ["enricher"]
         "Samples that were given up since the dispatcher, or who reads the kernel's, was behind.";
+    ENRICHER_FAILED: Counter "glowd_enricher_failures_total" ["enricher"]
+        "Times that the kernel kept an enricher from measuring flows.";
     INTERFACE_ATTACHED: Gauge "glowd_interface_attached" ["interface"]
         "Whether the marker is attached to an interface: 1, or 0 if it should be and is not.";
     INTERFACE_BYTES: Counter "glowd_interface_transmit_bytes_total" ["interface"]
@@ -97,6 +99,8 @@ families! {
         "Whether the last reload of the configuration succeeded: 1 or 0.";
     RELOAD_TIME: Gauge "glowd_config_last_reload_success_timestamp_seconds" []
         "When the configuration in force was read, in seconds since 1970.";
+    REGISTRY_TIME: Gauge "glowd_registry_timestamp_seconds" []
+        "When the registry in use was installed or last found to be up to date, in seconds since 1970.";
     CPU: Counter "process_cpu_seconds_total" []
         "Processor time that glowd has used, in seconds.";
     RESIDENT: Gauge "process_resident_memory_bytes" []

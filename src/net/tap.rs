@@ -52,7 +52,7 @@ impl Tap {
         let links = interfaces::list(&mut netlink::Socket::route()?)?;
         if let Some(name) = names.iter().find(|name| !links.iter().any(|l| l.name == **name)) {
             let known: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
-            return Err(Error::config(format!(
+            return Err(Error::usage(format!(
                 "there is no interface {name:?}; there are {}",
                 known.join(", ")
             )));

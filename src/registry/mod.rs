@@ -4,10 +4,12 @@
 
 mod names;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::libc::O_NONBLOCK;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -83,10 +85,11 @@ impl Registry {
             Error::config(format!("cannot read the registry {:?}: {cause}", path.display()))
         };
         // To open a pipe that nobody writes to would take for ever.
-        if !path.metadata().map_err(|error| cannot(&error))?.is_file() {
+        let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path);
+        let file = file.map_err(|error| cannot(&error))?;
+        if !file.metadata().map_err(|error| cannot(&error))?.is_file() {
             return Err(cannot(&"not a regular file"));
         }
-        let file = File::open(path).map_err(|error| cannot(&error))?;
         let mut text = String::new();
         file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| cannot(&error))?;
         if text.len() as u64 > LONGEST {

@@ -12,6 +12,8 @@ use log::{info, warn};
 use super::{Registry, DEFAULT_PATH};
 use crate::error::{At, Result};
 use crate::flow::Tag;
+use crate::metrics::families::REGISTRY_TIME;
+use crate::metrics::Metrics;
 use crate::warn_limited;
 
 /// How often at the most is looked whether a file has changed.
@@ -43,12 +45,15 @@ pub struct Names {
 #[derive(Debug)]
 struct State {
     registry: Arc<Registry>,
-    source: Option<Source>,
+    /// What it was read from; none: it is the snapshot.
+    read: Option<Source>,
+    /// Each of the files at the last look.
+    seen: Vec<Option<Source>>,
     looked: Instant,
 }
 
 /// A version of a file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Source {
     path: PathBuf,
     inode: (u64, u64),
@@ -57,6 +62,11 @@ struct Source {
 }
 
 impl Source {
+    /// The version that is there.
+    fn at(path: &Path) -> Option<Self> {
+        Some(Source::of(path, &std::fs::metadata(path).ok()?))
+    }
+
     fn of(path: &Path, metadata: &Metadata) -> Self {
         Source {
             path: path.to_owned(),
@@ -77,35 +87,60 @@ impl Names {
         let refreshed = (!work_dir.is_empty()).then(|| Path::new(work_dir).join(REFRESHED));
         let given = (!path.is_empty()).then(|| PathBuf::from(path));
         let files: Vec<PathBuf> = refreshed.iter().chain(given.iter()).cloned().collect();
-        let mut registry = None;
+        // Before they are read: a version that comes meanwhile is another one.
+        let seen: Vec<_> = files.iter().map(|file| Source::at(file)).collect();
+        let was = |file: &Path| seen.iter().flatten().find(|seen| seen.path == file).cloned();
+        let (mut registry, mut read) = (None, None);
         // A refreshed one that is broken is no reason not to start.
         if let Some(file) = refreshed.filter(|file| file.exists()) {
             match Registry::load(&file) {
-                Ok(good) => registry = Some(good),
+                Ok(good) => (registry, read) = (Some(good), was(&file)),
                 Err(error) => warn!("{error}"),
             }
         }
-        if registry.is_none() {
-            let chosen = path != DEFAULT_PATH;
-            registry = match given.filter(|file| chosen || file.exists()) {
-                Some(file) => Some(Registry::load(&file).at("registryPath")?),
-                None => None,
-            };
+        let chosen = path != DEFAULT_PATH;
+        if let Some(file) = given.filter(|file| registry.is_none() && (chosen || file.exists())) {
+            registry = Some(Registry::load(&file).at("registryPath")?);
+            read = was(&file);
         }
         let names = Names::fixed(registry.unwrap_or_else(Registry::snapshot), unknown);
-        let names = Names { files, ..names };
         {
             let mut state = names.lock();
-            state.source = names.find();
+            (state.read, state.seen) = (read, seen);
         }
-        Ok(names)
+        Ok(Names { files, ..names })
     }
 
     /// A registry that does not change.
     pub fn fixed(registry: Registry, unknown: Unknown) -> Self {
         let registry = Arc::new(registry);
-        let state = State { registry, source: None, looked: Instant::now() };
+        let state = State { registry, read: None, seen: Vec::new(), looked: Instant::now() };
         Names { files: Vec::new(), unknown, state: Mutex::new(state) }
+    }
+
+    /// Says in the metrics how old the registry is.
+    pub fn measure_by(self: &Arc<Self>, metrics: &Metrics) {
+        let names = self.clone();
+        metrics.add(move |writer| {
+            if let Some(time) = names.checked().and_then(|time| time.try_into().ok()) {
+                writer.number(&REGISTRY_TIME, &[], time);
+            }
+        });
+    }
+
+    /// When the registry was put where it is, in seconds since 1970, or found to be still what is
+    /// published: the refresh then changes the time of the file's status (st_ctime)
+    /// and nothing else. Of the snapshot: when the binary was put there.
+    fn checked(&self) -> Option<i64> {
+        let state = self.lock();
+        let Some(read) = &state.read else {
+            let binary = std::env::current_exe().and_then(std::fs::metadata);
+            return binary.ok().map(|metadata| metadata.ctime());
+        };
+        let there = std::fs::metadata(&read.path).ok();
+        let same = there.filter(|metadata| Source::of(&read.path, metadata) == *read);
+        // One that has gone, or that another has replaced that is none, is as old as it was.
+        Some(same.map_or(read.modified.0, |metadata| metadata.ctime()))
     }
 
     /// The registry of now.
@@ -152,30 +187,32 @@ impl Names {
         Ok(())
     }
 
-    /// Reads the file again if there is another one, or another version of it.
+    /// Reads the first file that is there, if one of them is another one or another version
+    /// than it was. One that is no registry is passed over, but for that which counts: the last
+    /// good version of it stays, and is also there if no file is.
     fn look(&self, state: &mut State) {
-        let found = self.find();
-        if found == state.source || found.is_none() {
+        let seen: Vec<_> = self.files.iter().map(|file| Source::at(file)).collect();
+        if seen == state.seen {
             return;
         }
-        if let Some(source) = &found {
+        for source in seen.iter().flatten() {
+            let counts = state.read.as_ref().is_some_and(|read| read.path == source.path);
             match Registry::load(&source.path) {
                 Ok(registry) => {
                     info!("registry: read {:?} again", source.path.display());
                     state.registry = Arc::new(registry);
+                    state.read = Some(source.clone());
+                    break;
                 }
-                // Said once for each version: it is remembered below.
-                Err(error) => warn!("{error}; the last good one stays"),
+                // Said once for each version: what was seen is remembered.
+                Err(error) if counts => {
+                    warn!("{error}; the last good one stays");
+                    break;
+                }
+                Err(error) => warn!("{error}"),
             }
         }
-        state.source = found;
-    }
-
-    fn find(&self) -> Option<Source> {
-        self.files.iter().find_map(|path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some(Source::of(path, &metadata))
-        })
+        state.seen = seen;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -218,6 +255,51 @@ mod tests {
         std::fs::write(dir.path().join(REFRESHED), "{").unwrap();
         let names = Names::open(DEFAULT_PATH, work, Unknown::Warn).unwrap();
         assert!(names.get().experiment_name(2).is_some());
+    }
+
+    #[test]
+    fn the_age_is_that_of_what_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, work) = (dir.path().join(REFRESHED), dir.path().to_str().unwrap());
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let put = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            // As the server dates it.
+            std::fs::File::open(&path).unwrap().set_modified(hour_ago).unwrap();
+        };
+        put(SMALL);
+        let names = Names::open("", work, Unknown::Warn).unwrap();
+        let status = || std::fs::metadata(&path).unwrap().ctime();
+        assert_eq!(names.checked(), Some(status()));
+        let modified = std::fs::metadata(&path).unwrap().mtime();
+        // What is no registry is not used, and says nothing of what is.
+        std::fs::write(&path, "{").unwrap();
+        names.get_anew();
+        assert_eq!(names.checked(), Some(modified));
+        put(SMALL);
+        names.get_anew();
+        assert_eq!(names.checked(), Some(status()));
+        let snapshot = Names::open("", "", Unknown::Warn).unwrap();
+        let binary = std::fs::metadata(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(snapshot.checked(), Some(binary.ctime()));
+    }
+
+    #[test]
+    fn a_broken_refreshed_one_hides_no_change_of_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (installed, refreshed) =
+            (dir.path().join("installed.json"), dir.path().join(REFRESHED));
+        std::fs::write(&installed, SMALL).unwrap();
+        std::fs::write(&refreshed, "{").unwrap();
+        let work = dir.path().to_str().unwrap();
+        let names = Names::open(installed.to_str().unwrap(), work, Unknown::Warn).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("small"));
+        std::fs::write(&installed, SMALL.replace("small", "smaller")).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("smaller"));
+        std::fs::write(&refreshed, SMALL.replace("small", "fresh")).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("fresh"));
+        std::fs::write(&installed, SMALL).unwrap();
+        assert_eq!(names.get_anew().experiment_name(7), Some("fresh"));
     }
 
     #[test]

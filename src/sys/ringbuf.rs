@@ -32,7 +32,7 @@ pub struct RingBuffer<V> {
     /// A page that begins with how far this has read, in octets since ever.
     consumer: Mapping,
     /// A page that begins with how far programs have written, and behind it the records'
-    /// space, twice in a row, so that none has a gap.
+    /// space, whose beginning comes once more at its end, so that none has a gap.
     producer: Mapping,
     page: usize,
     size: usize,
@@ -53,7 +53,9 @@ impl<V: Plain> RingBuffer<V> {
                 .map_err(|error| Error::os("cannot map a ring buffer", error))
         };
         let consumer = map(page, libc::PROT_READ | libc::PROT_WRITE, 0)?;
-        let producer = map(page + 2 * size, libc::PROT_READ, page)?;
+        // The kernel has all of it twice; what is mapped counts as this process' memory.
+        let again = size.min((HEADER + size_of::<V>()).next_multiple_of(page));
+        let producer = map(page + size + again, libc::PROT_READ, page)?;
         Ok(RingBuffer { fd, consumer, producer, page, size, types: PhantomData })
     }
 
@@ -81,7 +83,7 @@ impl<V: Plain> RingBuffer<V> {
             let length = (word & !DISCARDED) as usize;
             let mut value = None;
             if word & DISCARDED == 0 && length == size_of::<V>() {
-                // SAFETY: within the space, which is there twice.
+                // SAFETY: within the space, which goes on for a record behind its end.
                 let data = unsafe { record.add(HEADER) };
                 // SAFETY: it is of V's size, and any octets are a value of a Plain type;
                 // nobody writes there before `read` has passed.

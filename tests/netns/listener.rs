@@ -15,7 +15,7 @@ use crate::common::{
 const PORT: u16 = 10_514;
 
 /// As dCache writes it: the client is the source.
-fn firefly(state: &str, src: SocketAddrV6, dst: SocketAddrV6) -> String {
+pub(super) fn firefly(state: &str, src: SocketAddrV6, dst: SocketAddrV6) -> String {
     format!(
         r#"<134>1 2024-11-26T10:00:00Z {} dCache - firefly-json - {}"#,
         src.ip(),

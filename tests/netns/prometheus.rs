@@ -12,6 +12,7 @@ use std::thread;
 use serde_json::{json, Value};
 use tempfile::TempDir;
 
+use super::listener::firefly;
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
     installed, skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE,
@@ -157,8 +158,8 @@ fn config(registry: Option<&Path>) -> Value {
     config
 }
 
-/// Flows that come and go, data on one that stays, fireflies and a line that is none,
-/// until the flag is set.
+/// Flows that come and go, data on one that stays, fireflies that are new each time, one
+/// that is none and such a line, until the flag is set.
 fn traffic(pair: &Pair, daemon: &mut Daemon, over: &AtomicBool) {
     let ends = ((&pair.here, v6(HERE, 40_000)), (&pair.there, v6(THERE, 1094)));
     let sink = pair.there.enter(|| UdpSocket::bind("[::]:10514")).expect("a collector");
@@ -166,7 +167,15 @@ fn traffic(pair: &Pair, daemon: &mut Daemon, over: &AtomicBool) {
     let mut connection = Connection::open(ends.0, ends.1, 0);
     daemon.write(&line(true, "tcp", ends.0 .1, ends.1 .1, ATLAS));
     let other = (v6(HERE, 40_001), v6(THERE, 1094));
-    while !over.load(Ordering::Relaxed) {
+    let heard = |port| {
+        let states = ["start", "end"].into_iter();
+        states.map(move |state| firefly(state, v6(THERE, 1094), v6(HERE, port)))
+    };
+    for heard in (1024..u16::MAX).cycle().flat_map(heard) {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        sender.send_to(heard.as_bytes(), "127.0.0.1:10514").expect("to send");
         connection.send_bulk(1 << 20);
         for start in [true, false] {
             daemon.write(&line(start, "tcp", other.0, other.1, CMS));

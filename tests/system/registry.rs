@@ -107,9 +107,13 @@ fn a_refresh_brings_a_new_name_to_the_running_daemon() {
     });
     machine.run(&["systemctl", "enable", "--now", "glowd-registry.timer"]);
     assert_eq!(machine.property("glowd-registry.timer", "ActiveState"), "active");
-    // What is not newer is not fetched.
+    // What is not newer is not fetched, and the metrics can tell that it was asked for.
+    let times = || ["%y", "%z"].map(|time| machine.run(&["stat", "--format", time, FILE]));
+    let before = times();
     assert!(refresh(&machine), "{}", machine.journal(UNIT));
     assert!(machine.journal(UNIT).contains("/api.json: nothing newer"));
+    let after = times();
+    assert!(before[0] == after[0] && before[1] != after[1], "{before:?} {after:?}");
 }
 
 #[test]

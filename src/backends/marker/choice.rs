@@ -97,7 +97,7 @@ impl Wanted {
         for target in targets {
             if let Some(exception) = target.strip_prefix('!') {
                 wanted.exceptions.push(exception.into());
-            } else if target.contains(['*', '?']) {
+            } else if target.contains(['*', '?', '[']) {
                 wanted.patterns.push(target.clone());
             } else {
                 wanted.names.push(target.clone());
@@ -152,21 +152,22 @@ impl Wanted {
     }
 }
 
-/// Whether the name matches the pattern, in which `*` stands for any text and `?` for
-/// any one octet.
+/// Whether the name matches the pattern, as in glob(7): `*` stands for any text, `?` for
+/// any one octet, `[a-cx]` for one of those, `[!a-cx]` for one that is none of them.
 fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
     // Behind the last star, and the name's octet that it stands for no more.
     let mut retry = None;
     while n < name.len() {
-        match pattern.get(p) {
+        let rest = &pattern[p..];
+        match rest.first() {
             Some(b'*') => {
                 retry = Some((p + 1, n));
                 p += 1;
             }
-            Some(octet) if *octet == b'?' || *octet == name[n] => {
-                p += 1;
+            Some(first) if one_of(rest, name[n]).unwrap_or([b'?', name[n]].contains(first)) => {
+                p += class(rest).map_or(1, |inner| inner.len() + 2);
                 n += 1;
             }
             _ => match retry {
@@ -179,6 +180,34 @@ fn glob(pattern: &str, name: &str) -> bool {
         }
     }
     pattern[p..].iter().all(|octet| *octet == b'*')
+}
+
+/// What is between the brackets that the pattern begins with. A bracket that is never closed
+/// is one like any other octet.
+fn class(pattern: &[u8]) -> Option<&[u8]> {
+    let inner = pattern.strip_prefix(b"[")?;
+    // The first one may be a closing bracket itself.
+    let first = if matches!(inner, [b'!' | b'^', ..]) { 2 } else { 1 };
+    let end = first + inner.get(first..)?.iter().position(|octet| *octet == b']')?;
+    Some(&inner[..end])
+}
+
+/// Whether the octet is one of those that the class at the pattern's begin stands for; None:
+/// there is no class.
+fn one_of(pattern: &[u8], octet: u8) -> Option<bool> {
+    let inner = class(pattern)?;
+    let (is_negated, mut rest) = match inner {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        rest => (false, rest),
+    };
+    let mut is_in = false;
+    while let [low, others @ ..] = rest {
+        (is_in, rest) = match others {
+            [b'-', high, others @ ..] => (is_in || (*low..=*high).contains(&octet), others),
+            _ => (is_in || *low == octet, others),
+        };
+    }
+    Some(is_in != is_negated)
 }
 
 #[cfg(test)]
@@ -196,6 +225,13 @@ mod tests {
             ("e*h*0", &["eh0", "eth0", "ethh00", "e0h10"], &["eth1", "th0", "eth0a"]),
             ("**a?", &["aa", "ba0", "aaaa"], &["a", "ab0"]),
             ("?", &["a"], &["", "ab"]),
+            ("eth[0-3]", &["eth0", "eth3"], &["eth4", "eth", "eth0-3", "eth[0-3]", "eth33"]),
+            ("e*[!0-8a]", &["eth9", "eth0b"], &["eth8", "e", "etha"]),
+            ("[]x-]?[^-]", &["]0a", "x0a", "-0a"], &["a0a", "x0-", "xa"]),
+            ("[z-a]*", &[], &["a", "z", "-", ""]),
+            ("a[b", &["a[b"], &["ab", "a["]),
+            ("[]", &["[]"], &["[", "]", ""]),
+            ("[!]", &["[!]"], &["a", "!"]),
         ] {
             for name in yes {
                 assert!(glob(pattern, name), "{pattern} {name}");

@@ -61,8 +61,9 @@ static KEYS: &[Key] = &[
         kind: Kind::List,
         default: "[]",
         live: false,
-        doc: "The interfaces whose outgoing packets are marked: names, and patterns in which * \
-              stands for any text and ? for one character. A name or pattern behind an \
+        doc: "The interfaces whose outgoing packets are marked: names, and patterns as in \
+              glob(7), in which * stands for any text, ? for one character and [0-3] for one of \
+              those. A name or pattern behind an \
               exclamation mark says which not to mark, also of those that are discovered. A name \
               that does not exist at the start, or an interface of that name whose packets begin \
               with a header that glowd does not know, keeps glowd from starting; a pattern may \
@@ -92,7 +93,10 @@ static KEYS: &[Key] = &[
             "Where packets carry the tag: in the flow label, in a hop-by-hop options header, in a \
               destination options header, or in both headers. A header makes packets 8 octets \
               longer, both make them 16; connections that open while glowd runs leave room for \
-              it. Headers need Linux 5.7, or a distribution's kernel with its features.",
+              it. Headers need Linux 5.7, or a distribution's kernel with its features. Many \
+              networks drop packets with such headers (RFC 7872), and Linux hosts that forward \
+              merged segments to a link of a smaller MTU can stall connections with a \
+              destination options header: try the whole path before you choose one.",
     },
     Key {
         name: "rules",

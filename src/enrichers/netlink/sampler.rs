@@ -22,7 +22,7 @@ use crate::enrichers::Enricher;
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::{FlowInfo, LastLook};
-use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_SAMPLES};
+use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::sock_diag::{
     extension, Condition, Diag, Family, Filter, Query, Socket, State, States,
@@ -66,6 +66,8 @@ struct Counters {
     taken: Count,
     /// The dispatcher was behind.
     lost: Count,
+    /// Looks that the kernel refused.
+    failed: Count,
 }
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enricher>> {
@@ -75,6 +77,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
     context.metrics.add(move |writer| {
         writer.number(&ENRICHER_SAMPLES, &["netlink"], counted.taken.get());
         writer.number(&ENRICHER_DROPPED, &["netlink"], counted.lost.get());
+        writer.number(&ENRICHER_FAILED, &["netlink"], counted.failed.get());
     });
     let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
     let extensions = section.int::<u8>("ext") & READ;
@@ -194,6 +197,7 @@ impl Sampler {
                     log::debug!("{NAME}: the kernel does not filter sockets: {failure}");
                     continue;
                 }
+                self.counters.failed.add(1);
                 warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
             }
         }

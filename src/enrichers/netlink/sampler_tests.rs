@@ -1,16 +1,12 @@
-//! Tests of sampler.rs: real connections, and a dispatcher between the enricher and who
-//! reads its samples.
+//! Tests of sampler.rs.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::thread;
+use std::net::Shutdown;
 
 use super::*;
-use crate::dispatcher::{Dispatcher, Event};
-use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowState, Tag, Usage};
-use crate::shutdown::stop_token;
+use crate::enrichers::rig::{back, connected, context, event, measured, wait_for};
+use crate::flow::{Flow, FlowState, Usage};
 
 fn section(path: &str) -> Section {
     let keys = super::super::SPEC.keys.iter();
@@ -18,56 +14,8 @@ fn section(path: &str) -> Section {
     Section::new(path, values.collect())
 }
 
-fn event(state: FlowState, id: FlowId) -> FlowEvent {
-    let tag = Tag::new(2, 16).unwrap();
-    FlowEvent { state, id, tag, time: None, application: None, usage: None }
-}
-
-/// Both ends of a connection to `address`, and the flow of the first.
-fn connected(address: &str, target: &str) -> (TcpStream, TcpStream, FlowId) {
-    let listener = TcpListener::bind(address).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let near = TcpStream::connect((target, port)).unwrap();
-    let far = listener.accept().unwrap().0;
-    let ends = (near.local_addr().unwrap(), near.peer_addr().unwrap());
-    let id = FlowId::new(Protocol::Tcp, ends.0, ends.1).unwrap();
-    (near, far, id)
-}
-
-/// An enricher that works, and a backend's queue, while `talk` talks.
-fn measured(talk: impl FnOnce(&Inlet, &Queue)) {
-    let context = Context { period: Duration::from_millis(100), ..Context::new(100) };
-    let mut enricher = build(&section("enrichers.netlink"), &context).unwrap();
-    let (mut dispatcher, inlet) = Dispatcher::new(100, EntropyKey::of_this_boot());
-    let queue = dispatcher.attach("test");
-    let watch = dispatcher.watch("netlink", enricher.last_look().unwrap());
-    let (stopper, stop) = stop_token().unwrap();
-    let out = inlet.clone();
-    let hub = thread::spawn(|| dispatcher.run());
-    let worker = thread::spawn(|| enricher.run(watch, out, stop));
-    talk(&inlet, &queue);
-    drop(stopper);
-    worker.join().unwrap().unwrap();
-    drop(inlet);
-    hub.join().unwrap();
-}
-
-/// Waits for a sample or end of the flow that the test likes.
-fn wait_for(queue: &Queue, id: FlowId, what: &str, mut is_it: impl FnMut(&Flow) -> bool) -> Flow {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        assert!(Instant::now() < deadline, "no {what}");
-        for event in queue.recv().unwrap().iter() {
-            let (kind, flow) = match event {
-                Event::Sample(flow) => ("sample", flow),
-                Event::End(flow, _) => ("end", flow),
-                _ => continue,
-            };
-            if kind == what && flow.id == id && is_it(flow) {
-                return flow.clone();
-            }
-        }
-    }
+fn build_it() -> Box<dyn Enricher> {
+    build(&section("enrichers.netlink"), &context()).unwrap()
 }
 
 #[test]
@@ -76,8 +24,8 @@ fn usage_is_what_was_sent() {
         [("[::1]:0", "::1"), ("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "127.0.0.1")]
     {
         let (mut near, mut far, id) = connected(address, target);
-        let back = FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap();
-        measured(|inlet, queue| {
+        let back = back(id);
+        measured(build_it(), |inlet, queue| {
             inlet
                 .send_all(vec![event(FlowState::Start, id), event(FlowState::Start, back)])
                 .unwrap();
@@ -105,8 +53,8 @@ fn usage_is_what_was_sent() {
 #[test]
 fn usage_lasts_after_the_connection() {
     let (mut near, mut far, id) = connected("[::1]:0", "::1");
-    let back = FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap();
-    measured(|inlet, queue| {
+    let back = back(id);
+    measured(build_it(), |inlet, queue| {
         inlet.send_all(vec![event(FlowState::Start, id), event(FlowState::Start, back)]).unwrap();
         near.write_all(&[1; 5_000]).unwrap();
         far.read_exact(&mut [0; 5_000]).unwrap();

@@ -20,11 +20,12 @@ use crate::flow_info::FlowInfo;
 use crate::net::sock_diag::{extension, Diag, Ends, State, NO_COOKIE};
 use crate::warn_limited;
 
-/// So long the kernel may take to tell of a socket that has just gone, in ms.
-const TELLING: u8 = 20;
+/// So long the kernel may take to tell of a socket that has just gone, in ms: a worker of it
+/// does, which has to wait for a busy CPU like any other.
+const TELLING: u8 = 100;
 /// After a wait in vain there is none for so long, and for twice as long each time: where
 /// flows have no sockets here, ends are not held up.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct Watched {

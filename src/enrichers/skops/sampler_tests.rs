@@ -1,17 +1,20 @@
-//! Tests of sampler.rs: real connections, and a dispatcher between the enricher and who
-//! reads its samples.
+//! Tests of sampler.rs.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 
+use nix::sys::socket::{
+    connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrStorage,
+};
 use nix::unistd::geteuid;
 
 use super::*;
 use crate::config::Value;
 use crate::dispatcher::Dispatcher;
+use crate::enrichers::rig::{back, connected, context, event, flow, measured, send, wait_for};
 use crate::entropy::EntropyKey;
-use crate::flow::{Flow, FlowEvent, FlowState, Tag, Usage};
-use crate::shutdown::stop_token;
+use crate::flow::{FlowState, Usage};
 
 fn section(strategy: &str, cgroup: &str) -> Section {
     let keys = super::super::SPEC.keys.iter();
@@ -27,79 +30,12 @@ fn section(strategy: &str, cgroup: &str) -> Section {
     Section::new(NAME, values)
 }
 
-fn context() -> Context {
-    Context { period: Duration::from_millis(100), ..Context::new(10_000) }
-}
-
 fn sampler(strategy: &str) -> Option<Sampler> {
     if !geteuid().is_root() {
         println!("SKIP: needs root for bpf(2)");
         return None;
     }
     Some(open(&section(strategy, ""), &context()).unwrap())
-}
-
-fn event(state: FlowState, id: FlowId) -> FlowEvent {
-    let tag = Tag::new(2, 16).unwrap();
-    FlowEvent { state, id, tag, time: None, application: None, usage: None }
-}
-
-/// Both ends of a connection to `address`, and the flow of the first.
-fn connected(address: &str, target: &str) -> (TcpStream, TcpStream, FlowId) {
-    let listener = TcpListener::bind(address).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let near = TcpStream::connect((target, port)).unwrap();
-    let far = listener.accept().unwrap().0;
-    let id = flow(&near);
-    (near, far, id)
-}
-
-fn flow(stream: &TcpStream) -> FlowId {
-    let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-    FlowId::new(Protocol::Tcp, ends.0, ends.1).unwrap()
-}
-
-fn back(id: FlowId) -> FlowId {
-    FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap()
-}
-
-fn send(from: &mut TcpStream, to: &mut TcpStream, size: usize) {
-    from.write_all(&vec![1; size]).unwrap();
-    to.read_exact(&mut vec![0; size]).unwrap();
-}
-
-/// The sampler at work, and a backend's queue, while `talk` talks.
-fn measured(mut sampler: Sampler, talk: impl FnOnce(&Inlet, &Queue)) {
-    let (mut dispatcher, inlet) = Dispatcher::new(10_000, EntropyKey::of_this_boot());
-    let queue = dispatcher.attach("test");
-    let watch = dispatcher.watch("skops", sampler.last_look().unwrap());
-    let (stopper, stop) = stop_token().unwrap();
-    let out = inlet.clone();
-    let hub = thread::spawn(|| dispatcher.run());
-    let worker = thread::spawn(|| Box::new(sampler).run(watch, out, stop));
-    talk(&inlet, &queue);
-    drop(stopper);
-    worker.join().unwrap().unwrap();
-    drop(inlet);
-    hub.join().unwrap();
-}
-
-/// Waits for a sample or end of the flow that the test likes.
-fn wait_for(queue: &Queue, id: FlowId, what: &str, mut is_it: impl FnMut(&Flow) -> bool) -> Flow {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        assert!(Instant::now() < deadline, "no {what}");
-        for event in queue.recv().unwrap().iter() {
-            let (kind, flow) = match event {
-                Event::Sample(flow) => ("sample", flow),
-                Event::End(flow, _) => ("end", flow),
-                _ => continue,
-            };
-            if kind == what && flow.id == id && is_it(flow) {
-                return flow.clone();
-            }
-        }
-    }
 }
 
 /// The samples that are there, the last of each flow.
@@ -128,7 +64,7 @@ fn usage_is_what_was_sent() {
         let Some(sampler) = sampler("poll") else { return };
         let (mut near, mut far, id) = connected(address, target);
         let back = back(id);
-        measured(sampler, |inlet, queue| {
+        measured(Box::new(sampler), |inlet, queue| {
             // One batch each, since `wait_for` takes whole ones.
             let both = |state| {
                 inlet.send_all(vec![event(state, id)]).unwrap();
@@ -190,7 +126,7 @@ fn parallel_streams_are_kept_apart() {
 fn samples_are_what_sock_diag_tells() {
     let Some(mut sampler) = sampler("poll") else { return };
     let mut diag = Diag::open().unwrap();
-    let mut look = |id: &FlowId| look(&mut diag, id);
+    let mut look = |id: &FlowId| look(&mut diag, id, 0);
     for (address, target) in [("[::1]:0", "::1"), ("127.0.0.1:0", "127.0.0.1")] {
         let (mut near, mut far, id) = connected(address, target);
         for id in [id, back(id)] {
@@ -302,6 +238,52 @@ fn what_finds_no_room_is_counted() {
     pass(&sampler);
     assert!(!taken(&mut sampler).is_empty());
     assert_eq!(lost(&sampler), before);
+}
+
+/// Without the interface the kernel does not find such a socket, and nobody has looked at
+/// it before the end.
+#[test]
+fn a_socket_that_is_bound_to_an_interface_is_found_at_the_end() {
+    for (address, strategy) in [("[::1]:0", "transition"), ("127.0.0.1:0", "poll")] {
+        let Some(sampler) = sampler(strategy) else { return };
+        let listener = TcpListener::bind(address).unwrap();
+        let target = listener.local_addr().unwrap();
+        let family = if target.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let near = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&near, sockopt::BindToDevice, &"lo".into()).unwrap();
+        connect(near.as_raw_fd(), &SockaddrStorage::from(target)).unwrap();
+        let (mut near, mut far) = (TcpStream::from(near), listener.accept().unwrap().0);
+        let id = flow(&near);
+        assert!(look(&mut Diag::open().unwrap(), &id, 0).is_none());
+        measured(Box::new(sampler), |inlet, queue| {
+            send(&mut near, &mut far, 3_000);
+            inlet.send_all(vec![event(FlowState::Start, id), event(FlowState::End, id)]).unwrap();
+            let usage = Usage { sent: 3_000, received: 0 };
+            assert_eq!(wait_for(queue, id, "end", |_| true).usage(), Some(usage));
+        });
+    }
+}
+
+/// As many flows as there is room for, and one more.
+#[test]
+fn what_cannot_be_watched_is_counted() {
+    if sampler("poll").is_none() {
+        return;
+    }
+    let few = Context { max_flows: 1, ..context() };
+    let mut sampler = open(&section("transition", ""), &few).unwrap();
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    let watch = dispatcher.watch("test", None);
+    let hub = thread::spawn(|| dispatcher.run());
+    let id = |port| {
+        let [src, dst] = [port, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        FlowId::new(Protocol::Tcp, src, dst).unwrap()
+    };
+    inlet.send_all(vec![event(FlowState::Start, id(1)), event(FlowState::Start, id(3))]).unwrap();
+    drop(inlet);
+    hub.join().unwrap();
+    sampler.follow(&watch);
+    assert_eq!(sampler.counters.failed.get(), 1);
 }
 
 #[test]
