@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn nobody_who_is_over_or_has_just_begun_again_has_a_turn() {
-        let mut table = table(BURST as u16 + 2, |_| 0);
+        let mut table = table(u16::try_from(BURST).unwrap() + 2, |_| 0);
         let mut turns = turns();
         assert_eq!(turns.step(&table, Timestamp(NOON + PERIOD)).len(), BURST);
         let waiting = turns.due.clone();
