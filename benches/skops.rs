@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use serde_json::json;
 
 use crate::control::in_own_network;
+use crate::enrich::with_prometheus;
 use crate::load::{connection, share, starts, tell};
 use crate::process::Daemon;
 use crate::row;
@@ -43,6 +44,8 @@ fn skops() {
         row("the same, resident memory", measured, reach[1]);
         daemon.stop();
     }
+    let mut held = Held::default();
+    with_prometheus("skops", json!({ "skops": {} }), || held.add(25_000));
 }
 
 fn states() {

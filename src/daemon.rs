@@ -120,6 +120,7 @@ fn live(
     dispatcher.set_meter(backends.iter_mut().find_map(|(_, backend)| backend.meter()));
     dispatcher.name_by(context.names.clone());
     dispatcher.set_idle_timeout(config.idle_timeout());
+    dispatcher.set_ongoing_period(config.ongoing_period());
     dispatcher.set_pulse(Pulse::new(notifier.clone()));
     for (name, backend) in backends {
         let queue = dispatcher.attach(name);

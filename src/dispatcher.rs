@@ -9,6 +9,7 @@
 //! work can fall behind sheds it itself and counts ([`Queue::depth`]). The channel
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,9 @@ use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
 use crate::meter::Meter;
+use crate::metrics::families::{ENRICHER_QUEUE, INBOX_BATCHES, INBOX_LIMIT};
 use crate::metrics::Metrics;
+use crate::ongoing::Turns;
 use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
@@ -45,6 +48,8 @@ const LOOK: Duration = Duration::from_secs(60);
 /// The dispatcher, to be run on a thread of its own.
 pub struct Dispatcher {
     messages: Receiver<Message>,
+    /// How many of them wait.
+    waiting: Arc<AtomicUsize>,
     outlets: Vec<Outlet>,
     table: FlowTable,
     admission: Arc<Admission>,
@@ -60,6 +65,8 @@ pub struct Dispatcher {
     next_look: Instant,
     /// When to look again for flows that are gone and whose end is awaited.
     next_count: Instant,
+    /// Those of flows that go on, to be told of.
+    turns: Turns,
     watchers: Watchers,
 }
 
@@ -68,9 +75,11 @@ impl Dispatcher {
     pub fn new(max_flows: u32, key: EntropyKey) -> (Self, Inlet) {
         let (sender, messages) = mpsc::sync_channel(INBOX);
         let admission = Arc::new(Admission::new(max_flows as usize));
-        let inlet = Inlet::new(sender, admission.clone());
+        let waiting = Arc::<AtomicUsize>::default();
+        let inlet = Inlet::new(sender, waiting.clone(), admission.clone());
         let dispatcher = Dispatcher {
             messages,
+            waiting,
             outlets: Vec::new(),
             table: FlowTable::new(key),
             admission,
@@ -82,6 +91,7 @@ impl Dispatcher {
             idle_timeout: None,
             next_look: Instant::now(),
             next_count: Instant::now(),
+            turns: Turns::none(),
             watchers: Watchers::default(),
         };
         (dispatcher, inlet)
@@ -96,7 +106,12 @@ impl Dispatcher {
     /// now on measured.
     pub fn measure_by(&mut self, metrics: Arc<Metrics>, plugins: Vec<&'static str>) {
         let (outcomes, admission) = (self.outcomes.clone(), self.admission.clone());
-        metrics.add(move |writer| outcomes.write(&plugins, admission.limit(), writer));
+        let waiting = self.waiting.clone();
+        metrics.add(move |writer| {
+            outcomes.write(&plugins, admission.limit(), writer);
+            writer.number(&INBOX_BATCHES, &[], waiting.load(Ordering::Relaxed) as u64);
+            writer.number(&INBOX_LIMIT, &[], INBOX as u64);
+        });
         self.metrics = Some(metrics);
     }
 
@@ -119,6 +134,12 @@ impl Dispatcher {
         self.next_look = Instant::now();
     }
 
+    /// Tells backends that want to know it that a flow goes on, once in each such period of
+    /// its life; none: never.
+    pub fn set_ongoing_period(&mut self, period: Option<Duration>) {
+        self.turns.set_period(period);
+    }
+
     /// A queue for the backend called `name`.
     pub fn attach(&mut self, name: &'static str) -> Queue {
         let (outlet, queue) = queue(format!("backends.{name}"));
@@ -133,6 +154,9 @@ impl Dispatcher {
     /// open. With `last_look` flows are looked at when they end, also with another tag.
     pub fn watch(&mut self, name: &'static str, last_look: Option<LastLook>) -> Queue {
         let (outlet, queue) = queue(format!("enrichers.{name}"));
+        if let Some(metrics) = &self.metrics {
+            outlet.measure_depth_by(&ENRICHER_QUEUE, name, metrics);
+        }
         self.watchers.add(outlet, last_look);
         self.table.know_addresses();
         queue
@@ -174,17 +198,23 @@ impl Dispatcher {
     }
 
     /// Waits for the next message, and meanwhile does what is due: tells the service
-    /// manager, and ends flows of which nothing is heard. None: no more will come.
+    /// manager, tells of flows that go on, and ends those of which nothing is heard.
+    /// None: no more will come.
     fn next(&mut self) -> Option<Message> {
         loop {
             let look = self.end_forgotten_flows();
             let tally = self.tally();
             let pulse = self.pulse.as_mut().and_then(|pulse| pulse.tend(tally));
-            let Some(patience) = look.into_iter().chain(pulse).min() else {
-                return self.messages.recv().ok();
+            let turn = self.turns.tell(&self.table, &mut self.outlets);
+            let next = match look.into_iter().chain(pulse).chain(turn).min() {
+                Some(patience) => self.messages.recv_timeout(patience),
+                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match self.messages.recv_timeout(patience) {
-                Ok(message) => return Some(message),
+            match next {
+                Ok(message) => {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    return Some(message);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
@@ -268,8 +298,10 @@ impl Dispatcher {
         }
     }
 
-    fn reload(&mut self, Reload { max_flows, idle_timeout, sections, remark }: Reload) {
+    fn reload(&mut self, reload: Reload) {
+        let Reload { max_flows, idle_timeout, ongoing_period, sections, remark } = reload;
         self.set_idle_timeout(idle_timeout);
+        self.set_ongoing_period(ongoing_period);
         self.admission.set_limit(max_flows as usize);
         for (name, section) in sections {
             let mut parts = self.outlets.iter_mut();

@@ -29,7 +29,7 @@ fn with_dispatcher(room: u32, talk: impl FnOnce(&Inlet)) -> Vec<(FlowState, u16)
         told.extend(batch.iter().filter_map(|event| match event {
             Event::Start(flow) => Some((Start, flow.id.src().port())),
             Event::End(flow, _) => Some((End, flow.id.src().port())),
-            Event::Everything(_) | Event::Sample(_) => None,
+            Event::Everything(_) | Event::Sample(_) | Event::Ongoing(..) => None,
             Event::Report | Event::Reload(_) => None,
         }));
     }
@@ -134,6 +134,7 @@ fn a_section_reaches_its_backend_only_and_in_order() {
             Event::Report => "report",
             Event::Reload(_) => "reload",
             Event::Sample(_) => "sample",
+            Event::Ongoing(..) => "ongoing",
         };
         batches.iter().flat_map(|batch| batch.iter()).map(word).collect::<Vec<_>>()
     });
@@ -279,24 +280,20 @@ fn samples_belong_to_open_flows_and_the_last_one_goes_with_the_end() {
     let sent = |flow: &Flow| flow.usage().map(|usage| usage.sent);
     let told: Vec<_> = told
         .filter_map(|event| match event {
-            Event::Sample(flow) => {
-                let before = flow.info().unwrap().before;
-                Some(("sample", flow.id.src().port(), sent(&flow), before))
-            }
-            Event::End(flow, _) => Some(("end", flow.id.src().port(), sent(&flow), None)),
+            Event::Sample(flow) => Some(("sample", flow.id.src().port(), sent(&flow))),
+            Event::End(flow, _) => Some(("end", flow.id.src().port(), sent(&flow))),
             _ => None,
         })
         .collect();
-    let before = Some(Timestamp(20));
     assert_eq!(
         told,
         [
-            ("sample", 1, Some(10), None),
-            ("sample", 2, Some(20), None),
-            ("sample", 2, Some(25), before),
-            ("end", 1, Some(30), None),
-            ("end", 2, Some(25), None),
-            ("end", 3, None, None),
+            ("sample", 1, Some(10)),
+            ("sample", 2, Some(20)),
+            ("sample", 2, Some(25)),
+            ("end", 1, Some(30)),
+            ("end", 2, Some(25)),
+            ("end", 3, None),
         ]
     );
     let watched = std::iter::from_fn(|| watch.recv()).flat_map(|batch| batch.to_vec());
@@ -409,4 +406,79 @@ fn a_flow_from_elsewhere_is_measured_by_its_socket_here() {
     // Until the last flow that has it is over.
     let words: Vec<_> = watched.iter().map(|(what, _)| *what).collect();
     assert_eq!(words, ["start", "start", "end", "start", "start", "end"]);
+}
+
+/// Without any sample of them, and only where it is asked for.
+#[test]
+fn open_flows_are_told_of_as_going_on_until_they_end() {
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    dispatcher.set_ongoing_period(Some(Duration::from_millis(20)));
+    let (wanted, unwanted) = (dispatcher.attach("wanted"), dispatcher.attach("unwanted"));
+    wanted.want_ongoing();
+    let thread = thread::spawn(|| dispatcher.run());
+    inlet.send_all(vec![event(Start, 1), event(Start, 2)]).unwrap();
+    let mut told = [Vec::new(), Vec::new()];
+    while told.iter().any(|times| times.len() < 3) {
+        for event in wanted.recv().unwrap().iter() {
+            let Event::Ongoing(flow, at) = event else { continue };
+            let port = flow.id.src().port();
+            told[usize::from(port) - 1].push((at.0 - flow.start.0) / 20_000);
+        }
+    }
+    for periods in &told {
+        assert!(periods[0] >= 1 && periods.windows(2).all(|two| two[0] < two[1]), "{told:?}");
+    }
+    // One that is over is not told of any more, and nobody is after a reload that says so.
+    inlet.send_all(vec![event(End, 1)]).unwrap();
+    inlet.reload(Reload { max_flows: 10, ..Reload::default() }).unwrap();
+    inlet.send_all(vec![event(End, 2)]).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+    let mut over = Vec::new();
+    for event in std::iter::from_fn(|| wanted.recv()).flat_map(|batch| batch.to_vec()) {
+        match event {
+            Event::End(flow, _) => over.push(flow.id),
+            Event::Ongoing(flow, _) => assert!(!over.contains(&flow.id)),
+            _ => {}
+        }
+    }
+    assert_eq!(over, [1, 2].map(|port| event(End, port).id));
+    let unwanted: Vec<_> = std::iter::from_fn(|| unwanted.recv()).collect();
+    assert_eq!(unwanted.iter().map(|batch| batch.len()).sum::<usize>(), 4);
+}
+
+/// As a scrape has it while the dispatcher is stuck.
+#[test]
+fn what_waits_for_dispatcher_and_enrichers_is_measured() {
+    let metrics = Arc::new(Metrics::default());
+    let (mut dispatcher, inlet) = Dispatcher::new(10, EntropyKey::of_this_boot());
+    dispatcher.measure_by(metrics.clone(), Vec::new());
+    let watch = dispatcher.watch("netlink", None);
+    let text = || {
+        let (mut writer, mut out) = (crate::metrics::Writer::default(), Vec::new());
+        metrics.write(&mut writer);
+        writer.finish(crate::metrics::Format::Text, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let shows = |line: &str| text().lines().any(|found| found == line);
+    assert!(shows("glowd_inbox_batches 0") && shows("glowd_inbox_batches_limit 64"));
+    let thread = thread::spawn(|| dispatcher.run());
+    let release = inlet.wedge();
+    inlet.send_all(vec![event(Start, 1), event(Start, 2)]).unwrap();
+    assert!(inlet.samples(Vec::new()));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !shows("glowd_inbox_batches 2") {
+        assert!(Instant::now() < deadline, "{}", text());
+        thread::yield_now();
+    }
+    // What finds no room does not wait.
+    while inlet.samples(Vec::new()) {}
+    assert!(shows("glowd_inbox_batches 64"), "{}", text());
+    drop(release);
+    drop(inlet);
+    thread.join().unwrap();
+    assert!(shows("glowd_inbox_batches 0"), "{}", text());
+    assert!(shows("glowd_enricher_queue_events{enricher=\"netlink\"} 2"), "{}", text());
+    watch.recv().unwrap();
+    assert!(shows("glowd_enricher_queue_events{enricher=\"netlink\"} 0"), "{}", text());
 }

@@ -68,8 +68,6 @@ impl Kinds {
 pub struct FlowInfo {
     /// When it was taken.
     pub time: Timestamp,
-    /// When the sample before it was taken, if there was one.
-    pub before: Option<Timestamp>,
     /// Of the socket, so that another one with the same ports is told from it.
     pub cookie: u64,
     /// An eBPF program took it, and not sock_diag(7).
@@ -100,7 +98,7 @@ impl FlowInfo {
         let mut bytes = Vec::with_capacity(size);
         kept.for_each(|(kind, value)| append(&mut bytes, kind, value));
         let attributes = bytes.into();
-        FlowInfo { time, before: None, cookie, by_program: false, is_whole, attributes }
+        FlowInfo { time, cookie, by_program: false, is_whole, attributes }
     }
 
     /// A sample that an eBPF program took: a tcp_info, and the name of the congestion
@@ -126,13 +124,12 @@ impl FlowInfo {
 
     fn part(time: Timestamp, cookie: u64, kept: Vec<u8>) -> Self {
         let attributes = kept.into();
-        FlowInfo { time, before: None, cookie, by_program: false, is_whole: false, attributes }
+        FlowInfo { time, cookie, by_program: false, is_whole: false, attributes }
     }
 
     /// Takes from a sample that was before what this one lacks, as that of a socket that is
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
-        self.before = Some(before.time);
         if self.is_whole || self.attributes.len() >= before.attributes.len() {
             return;
         }
@@ -213,6 +210,12 @@ impl FlowInfo {
         u32_at(self.find(SOCKET_MEMORY)?, 4 * index)
     }
 
+    /// Whether it is of a socket that was closed for good.
+    pub fn is_closed(&self) -> bool {
+        // TCP_CLOSE.
+        self.tcp_info().and_then(|info| info.state()) == Some(7)
+    }
+
     /// How much the connection has carried, whatever flows it had: octets of payload, without retransmissions. On
     /// kernels before 4.19 one more may count as sent, for the SYN.
     pub fn usage(&self) -> Option<Usage> {
@@ -285,7 +288,7 @@ mod tests {
         let before = whole(b"bbr\0", BBR);
         let mut now = whole(b"vegas\0", VEGAS);
         now.complete(&before);
-        assert_eq!((now.before, now.bbr()), (Some(Timestamp(7)), None));
+        assert_eq!(now.bbr(), None);
         assert!(now.vegas().is_some() && now.message().is_some());
     }
 

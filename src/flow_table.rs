@@ -171,13 +171,20 @@ impl Stored {
     }
 
     /// Keeps a sample, which knows better than what was told before, unless it is of another
-    /// socket than the one before. `carried` knows what
-    /// its connection had carried before this flow.
+    /// socket than the one before. `carried` knows what its connection had carried before
+    /// this flow.
+    ///
+    /// Of a flow that both enrichers measure netlink's count, or its fireflies and series would
+    /// change their form each time; but the last numbers of a socket may be the other's alone.
     fn measure(&mut self, mut info: FlowInfo, carried: &Carried) -> bool {
         let before = self.news.as_ref().and_then(|news| news.info.as_ref());
         let earlier = match before {
             Some(before) if before.cookie != info.cookie => return false,
+            Some(before) if info.by_program && !before.by_program && !info.is_closed() => {
+                return false;
+            }
             Some(before) => {
+                info.by_program &= before.by_program;
                 info.complete(before);
                 None
             }
@@ -420,6 +427,22 @@ impl FlowTable {
     /// How many flows are open.
     pub fn count(&self) -> usize {
         self.flows.len()
+    }
+
+    /// That flow, if it is open.
+    pub fn flow(&self, id: &FlowId) -> Option<Flow> {
+        let stored = self.flows.get(id)?;
+        Some(stored.flow(*id, &self.key, self.meter.as_deref()))
+    }
+
+    /// The flows of whose lives another period (in us, not 0) was over after `since` and
+    /// at `now`.
+    pub fn due(&self, period: u64, since: Timestamp, now: Timestamp) -> Vec<FlowId> {
+        let is_due = |stored: &Stored| {
+            let periods = |at: Timestamp| at.0.saturating_sub(stored.start.0) / period;
+            periods(now) > periods(since)
+        };
+        self.flows.iter().filter(|(_, stored)| is_due(stored)).map(|(id, _)| *id).collect()
     }
 
     /// All open flows, in no order.

@@ -307,6 +307,39 @@ fn of_two_who_find_a_flow_the_first_keeps_it() {
     }
 }
 
+/// In what state, and what it has sent.
+fn tcp_info(state: u8, sent: u64) -> Vec<u8> {
+    let mut info = vec![0; 232];
+    info[0] = state;
+    info[200..208].copy_from_slice(&sent.to_ne_bytes());
+    info
+}
+
+#[test]
+fn of_two_enrichers_netlink_counts_until_the_socket_is_closed() {
+    let by_program =
+        |state, sent| FlowInfo::by_program(Timestamp(9), 1, &tcp_info(state, sent), b"cubic");
+    let by_netlink = |sent| {
+        let mut info = by_program(1, sent);
+        info.by_program = false;
+        info
+    };
+    let mut table = table();
+    let id = event(FlowState::Start, 7, 16).id;
+    table.apply(event(FlowState::Start, 7, 16), API, Timestamp(5));
+    let mut measured = |info: FlowInfo| {
+        let flow = table.measure(&id, info, true)?;
+        Some((flow.info()?.by_program, flow.usage()?.sent))
+    };
+    // Alone it counts; who comes second takes the flow, or is passed over.
+    assert_eq!(measured(by_program(1, 10)), Some((true, 10)));
+    assert_eq!(measured(by_netlink(20)), Some((false, 20)));
+    assert_eq!(measured(by_program(1, 30)), None);
+    assert_eq!(measured(by_netlink(40)), Some((false, 40)));
+    // The last numbers of the socket, in the same form.
+    assert_eq!(measured(by_program(7, 50)), Some((false, 50)));
+}
+
 /// Who ends it, or would, is looked at once more.
 #[test]
 fn it_is_known_which_events_end_a_flow() {

@@ -3,6 +3,7 @@
 //! Whoever sends waits while the dispatcher is behind, and learns at once if the flow
 //! table is full.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub struct Reload {
     pub max_flows: u32,
     /// After what silence a flow is taken to be over (`idleTimeout`).
     pub idle_timeout: Option<Duration>,
+    /// How often flows that go on are told of (`ongoingPeriod`).
+    pub ongoing_period: Option<Duration>,
     /// The sections of backends, by name.
     pub sections: Vec<(&'static str, Arc<Section>)>,
     /// What the status says from now on beside the figures.
@@ -102,14 +105,30 @@ impl std::fmt::Display for Refused {
 #[derive(Clone)]
 pub struct Inlet {
     messages: SyncSender<Message>,
+    /// How many messages wait, or wait for room.
+    waiting: Arc<AtomicUsize>,
     admission: Arc<Admission>,
     source: Source,
 }
 
 impl Inlet {
-    /// A way in for the daemon itself.
-    pub(crate) fn new(messages: SyncSender<Message>, admission: Arc<Admission>) -> Self {
-        Inlet { messages, admission, source: ("glowd", Authority::Told) }
+    /// A way in for the daemon itself. Who takes a message takes it away from
+    /// `waiting`.
+    pub(crate) fn new(
+        messages: SyncSender<Message>,
+        waiting: Arc<AtomicUsize>,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Inlet { messages, waiting, admission, source: ("glowd", Authority::Told) }
+    }
+
+    /// Waits for room.
+    fn put(&self, message: Message) -> Result<(), Refused> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.messages.send(message).map_err(|_| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            Refused::Stopping
+        })
     }
 
     /// Hands all of the events over, in order, or none. Blocks while the
@@ -137,7 +156,7 @@ impl Inlet {
         let source = self.source;
         if self.admission.reserve(starts(&events)) {
             let message = Message::Events { source, events, admitted: Admitted::Yes };
-            return self.messages.send(message).map_err(|_| Refused::Stopping);
+            return self.put(message);
         }
         let answer = self.ask(|refused| {
             let admitted = Admitted::Undecided { all_or_nothing, refused };
@@ -169,19 +188,24 @@ impl Inlet {
     /// Counts so many events that could not be understood.
     pub fn malformed(&self, events: u64) {
         // A daemon that is stopping counts no more.
-        let _ = self.messages.send(Message::Malformed(self.source, events));
+        let _ = self.put(Message::Malformed(self.source, events));
     }
 
     /// Has packets that nothing else gives a tag carry this one from now on; none: no tag.
     pub fn everything(&self, tag: Option<Tag>) {
         // A daemon that is stopping marks no more.
-        let _ = self.messages.send(Message::Everything(tag));
+        let _ = self.put(Message::Everything(tag));
     }
 
     /// Hands samples over, and waits for nobody: while the dispatcher is behind they are
     /// given up, which is what false says.
     pub fn samples(&self, samples: Vec<(FlowId, FlowInfo)>) -> bool {
-        self.messages.try_send(Message::Samples(samples)).is_ok()
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let is_taken = self.messages.try_send(Message::Samples(samples)).is_ok();
+        if !is_taken {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_taken
     }
 
     /// Has the service manager told that the daemon is ready: by the dispatcher, so
@@ -204,28 +228,28 @@ impl Inlet {
 
     fn ask(&self, question: impl FnOnce(Sender<Answer>) -> Message) -> Result<Answer, Refused> {
         let (sender, answer) = mpsc::channel();
-        self.messages.send(question(sender)).map_err(|_| Refused::Stopping)?;
+        self.put(question(sender))?;
         answer.recv().map_err(|_| Refused::Stopping)
     }
 
     /// Asks everybody to log their counters.
     pub fn report(&self) {
         // A daemon that is stopping has nothing to report.
-        let _ = self.messages.send(Message::Report);
+        let _ = self.put(Message::Report);
     }
 
     /// Keeps the dispatcher from its work until what is returned is dropped.
     #[cfg(test)]
     pub(crate) fn wedge(&self) -> SyncSender<()> {
         let (release, released) = mpsc::sync_channel(0);
-        assert!(self.messages.send(Message::Wedge(released)).is_ok());
+        assert!(self.put(Message::Wedge(released)).is_ok());
         release
     }
 
     /// Has `reporter` called whenever somebody asks for the counters.
     pub fn report_with(&self, reporter: Reporter) {
         // A daemon that is stopping reports no more.
-        let _ = self.messages.send(Message::Reporter(reporter));
+        let _ = self.put(Message::Reporter(reporter));
     }
 
     /// The same way in, for another plugin.

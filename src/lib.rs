@@ -31,6 +31,7 @@ pub mod dispatcher;
 pub mod entropy;
 pub mod flow_table;
 pub mod inlet;
+mod ongoing;
 pub mod outcomes;
 pub mod queue;
 pub mod stun;

@@ -13,11 +13,14 @@ use log::warn;
 use crate::config::Section;
 use crate::flow::{Flow, Tag, Timestamp};
 use crate::metrics::families::{QUEUE_EVENTS, SAMPLES_DROPPED};
-use crate::metrics::{Count, Metrics};
+use crate::metrics::{Count, Family, Metrics};
 use crate::warn_limited;
 
 /// Depth of a backend's queue, in events, over which a warning is due.
 const DEEP: usize = 100_000;
+
+/// The same over which nothing is added that may wait.
+const BUSY: usize = 1_000;
 
 /// What a backend is told.
 #[derive(Clone, Debug)]
@@ -30,6 +33,9 @@ pub enum Event {
     Everything(Option<Tag>),
     /// An open flow was measured ([`Flow::info`]). These are left out where a queue is long.
     Sample(Flow),
+    /// An open flow goes on, as of that moment: for those who want to know it, once in each
+    /// `ongoingPeriod` of its life.
+    Ongoing(Flow, Timestamp),
     /// The administrator asks for the counters (SIGUSR1).
     Report,
     /// The backend's section has changed (SIGHUP): what follows is worked on by this
@@ -46,6 +52,7 @@ pub struct Queue {
     batches: Receiver<Batch>,
     depth: Arc<AtomicUsize>,
     wants_samples: Arc<AtomicBool>,
+    wants_ongoing: Arc<AtomicBool>,
 }
 
 impl Queue {
@@ -72,6 +79,11 @@ impl Queue {
         self.wants_samples.store(wanted, Ordering::Relaxed);
     }
 
+    /// Says that flows that go on are to be told of here, which they are not otherwise.
+    pub fn want_ongoing(&self) {
+        self.wants_ongoing.store(true, Ordering::Relaxed);
+    }
+
     fn taken(&self, batch: Batch) -> Batch {
         self.depth.fetch_sub(batch.len(), Ordering::Relaxed);
         batch
@@ -91,6 +103,7 @@ pub(crate) struct Outlet {
     batches: Sender<Batch>,
     depth: Arc<AtomicUsize>,
     wants_samples: Arc<AtomicBool>,
+    wants_ongoing: Arc<AtomicBool>,
     deep: bool,
     /// Batches of samples that were left out.
     left_out: Arc<Count>,
@@ -99,17 +112,37 @@ pub(crate) struct Outlet {
 impl Outlet {
     /// Has the queue of the backend called `name` measured.
     pub(crate) fn measure_by(&self, name: &'static str, metrics: &Metrics) {
-        let (depth, left_out) = (self.depth.clone(), self.left_out.clone());
+        self.measure_depth_by(&QUEUE_EVENTS, name, metrics);
+        let left_out = self.left_out.clone();
+        metrics.add(move |writer| writer.number(&SAMPLES_DROPPED, &[name], left_out.get()));
+    }
+
+    /// Has the depth of the queue of the part called `name` measured.
+    pub(crate) fn measure_depth_by(
+        &self,
+        family: &'static Family,
+        name: &'static str,
+        metrics: &Metrics,
+    ) {
+        let depth = self.depth.clone();
         metrics.add(move |writer| {
-            let depth = depth.load(Ordering::Relaxed);
-            writer.number(&QUEUE_EVENTS, &[name], depth as u64);
-            writer.number(&SAMPLES_DROPPED, &[name], left_out.get());
+            writer.number(family, &[name], depth.load(Ordering::Relaxed) as u64);
         });
     }
 
     /// Whether samples are of any use there.
     pub(crate) fn wants_samples(&self) -> bool {
         self.wants_samples.load(Ordering::Relaxed)
+    }
+
+    /// Whether flows that go on are to be told of there.
+    pub(crate) fn wants_ongoing(&self) -> bool {
+        self.wants_ongoing.load(Ordering::Relaxed)
+    }
+
+    /// Whether little waits there.
+    pub(crate) fn is_free(&self) -> bool {
+        self.depth.load(Ordering::Relaxed) < BUSY
     }
 
     /// Adds a batch of samples where they are wanted, unless the queue is long.
@@ -144,13 +177,15 @@ pub(crate) fn queue(name: String) -> (Outlet, Queue) {
     let (sender, batches) = mpsc::channel();
     let depth = Arc::new(AtomicUsize::new(0));
     let wants_samples = Arc::new(AtomicBool::new(true));
+    let wants_ongoing = Arc::<AtomicBool>::default();
     let outlet = Outlet {
         name,
         batches: sender,
         depth: depth.clone(),
         wants_samples: wants_samples.clone(),
+        wants_ongoing: wants_ongoing.clone(),
         deep: false,
         left_out: Arc::default(),
     };
-    (outlet, Queue { batches, depth, wants_samples })
+    (outlet, Queue { batches, depth, wants_samples, wants_ongoing })
 }

@@ -211,7 +211,8 @@ impl Reloader {
 
     fn order(&self, sections: Vec<(&'static str, Arc<Section>)>, remark: Option<String>) -> Reload {
         let (max_flows, idle_timeout) = (self.config.max_flows(), self.config.idle_timeout());
-        Reload { max_flows, idle_timeout, sections, remark }
+        let ongoing_period = self.config.ongoing_period();
+        Reload { max_flows, idle_timeout, ongoing_period, sections, remark }
     }
 }
 

@@ -10,20 +10,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Whether these programs are here; says which is not.
-fn installed(programs: &[&str]) -> bool {
-    let missing = |name: &&&str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        !std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
-    };
-    match programs.iter().find(missing) {
-        // EL does not package it, so that its lack is nobody's mistake.
-        Some(&"fish") => println!("fish is not installed"),
-        Some(program) => println!("SKIP: {program} is not installed"),
-        None => return true,
-    }
-    false
-}
+use crate::common::installed;
 
 /// A folder with the completions and a file to be found.
 fn folder(shell: &str) -> TempDir {

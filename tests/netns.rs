@@ -15,6 +15,7 @@ mod iperf3;
 mod life;
 mod listener;
 mod odd;
+mod ongoing;
 mod packets;
 mod passing;
 mod paths;

@@ -138,7 +138,23 @@ fn flowd_gos_keys_are_taken() {
     let (daemon, port) = start(keys);
     assert!(scrape(port).contains("glowd_build_info{version="));
     daemon.wait_for_line("backends.prometheus.log: has no effect any more");
+    let remark =
+        format!("backends.prometheus.skopsPort: has no effect, since port {port} has all metrics");
+    daemon.wait_for_line(&remark);
+    daemon.stop(&["skopsPort: has no effect"]);
+
+    // The second alone is the one, and both off are not off.
+    let port = free_port();
+    let config =
+        |keys: Value| json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": keys}});
+    let daemon = Daemon::start(config(json!({"netlinkPort": 0, "skopsPort": port})));
+    assert!(scrape(port).contains("glowd_build_info{version="));
     daemon.stop(&[]);
+    let daemon = Daemon::start(config(json!({"netlinkPort": 0, "skopsPort": 0})));
+    let off =
+        "backends.prometheus.port: 0 has the system choose a port, and does not keep it closed";
+    daemon.wait_for_line(off);
+    daemon.stop(&[off]);
 }
 
 /// Two connections on loopback, which an enricher measures as flows.
@@ -150,11 +166,17 @@ struct Measured {
 }
 
 impl Measured {
-    fn start(mut keys: Value) -> Self {
+    fn start(keys: Value) -> Self {
+        Measured::start_with(keys, json!({}))
+    }
+
+    /// With these keys of the top level too.
+    fn start_with(mut keys: Value, mut config: Value) -> Self {
         let port = free_port();
         keys["port"] = json!(port);
-        let config = json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": keys},
-                            "enrichers": {"period": 100, "netlink": {}}});
+        config["plugins"] = json!({"namedPipe": {}});
+        config["backends"] = json!({"prometheus": keys});
+        config["enrichers"] = json!({"period": 100, "netlink": {}});
         let mut daemon = Daemon::start(config.clone());
         let listener = TcpListener::bind("127.0.0.1:0").expect("to listen");
         let to = listener.local_addr().expect("its address");
@@ -208,7 +230,7 @@ fn flows_between_the_same_hosts_have_series_of_their_own_while_they_are_open() {
     for (stream, _) in &flows.streams {
         let (from, to) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
         let labels = format!(
-            "src=\"127.0.0.1\",dst=\"127.0.0.1\",flow=\"{}:{}\",exp=\"2\",act=\"15\",\
+            "src=\"127.0.0.1\",dst=\"127.0.0.1\",flow=\"<{}:{}>\",exp=\"2\",act=\"15\",\
              experiment=\"atlas\",activity=\"Production Input\",flavour=\"Netlink\"",
             from.port(),
             to.port()
@@ -220,7 +242,7 @@ fn flows_between_the_same_hosts_have_series_of_their_own_while_they_are_open() {
     flows.daemon.write(&end);
     let left = flows.wait_for_series(1);
     let port = flows.streams[1].0.local_addr().unwrap().port();
-    assert!(left[0].contains(&format!("flow=\"{port}:")), "{left:?}");
+    assert!(left[0].contains(&format!("flow=\"<{port}:")), "{left:?}");
     let end = Measured::line("end", &flows.streams[1].0);
     flows.daemon.write(&end);
     wait_for("no series", || (!scrape(flows.port).contains("flow_tcp_")).then_some(()));
@@ -273,9 +295,55 @@ pub(crate) fn units() {
         options[0].contains("opts=\"ts sack ") && options[0].contains(" wscale:"),
         "{options:?}"
     );
-    let text = scrape(flows.port);
-    let rtt = text.lines().find_map(|line| line.strip_prefix("flow_tcp_rtt{")).expect("an RTT");
-    let decimals = rtt.rsplit_once(' ').expect("a value").1.rsplit_once('.').expect("in ms").1;
-    assert_eq!(decimals.len(), 3, "{rtt}");
+    // Nothing happens on these connections any more, so their figures stay.
+    let port = flows.port;
+    let figures = |name: &str| -> Vec<f64> {
+        let text = scrape(port);
+        let start = format!("flow_tcp_{name}{{");
+        let values = text.lines().filter(|line| line.starts_with(&start));
+        let values = values.map(|line| line.rsplit_once(' ').expect("a value").1);
+        let mut values: Vec<f64> = values.map(|value| value.parse().expect("a number")).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values
+    };
+    let names = ["rtt", "rtt_var", "rto", "minrtt", "pacing_rate", "delivery_rate", "mss"];
+    let theirs = names.map(figures);
+    flows.reload("units", json!("flowd-go"));
+    let factors = [1e-3, 1e-3, 1e-3, 1e-3, 8.0, 8.0, 1.0];
+    for ((name, factor), theirs) in names.iter().zip(factors).zip(theirs) {
+        wait_for(name, || {
+            let ours = figures(name);
+            let is_same = |(ours, theirs): (&f64, &f64)| (ours * factor - theirs).abs() < 1e-6;
+            (ours.len() == 2 && ours.iter().zip(&theirs).all(is_same)).then_some(())
+        });
+    }
     flows.daemon.stop(&[]);
+}
+
+/// Whether a scan refreshes it or somebody writes it: series do not wait for their flows to end.
+#[test]
+fn names_that_are_registered_later_reach_the_series_of_open_flows() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("registry.json");
+    let register = |experiment: u64, name: &str| {
+        let document = json!({"experiments": [{"expId": experiment, "expName": name,
+            "activities": [{"activityId": 15, "activityName": "reading"}]}]});
+        let new = dir.path().join("new");
+        std::fs::write(&new, document.to_string()).expect("to write");
+        std::fs::rename(&new, &path).expect("to put it in place");
+    };
+    register(3, "another");
+    let registry = json!({"registryPath": path, "workDir": ""});
+    let flows = Measured::start_with(json!({"units": "flowd"}), registry);
+    // As flowd calls what is not registered.
+    let unknown = flows.wait_for_series(2);
+    let labels = "exp=\"default\",act=\"default\",experiment_id=\"2\",activity_id=\"15\"";
+    assert!(unknown.iter().all(|series| series.contains(labels)), "{unknown:?}");
+    for name in ["first", "second"] {
+        register(2, name);
+        let labels = format!("exp=\"{name}\",act=\"reading\",experiment_id=\"2\"");
+        let named = |series: &String| series.contains(&labels);
+        wait_for(name, || flows.wait_for_series(2).iter().all(named).then_some(()));
+    }
+    flows.daemon.stop(&["is not registered"]);
 }

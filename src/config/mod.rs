@@ -148,6 +148,7 @@ impl Config {
         };
         if judge.is_good() {
             rules::move_stun_servers(&mut config, &mut judge);
+            rules::choose_port(&mut config, &mut judge);
             for message in rules::problems(&config) {
                 judge.rule(message);
             }
@@ -175,6 +176,13 @@ impl Config {
     pub fn idle_timeout(&self) -> Option<Duration> {
         let seconds: u64 = self.top.int("idleTimeout");
         (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    /// `ongoingPeriod` of the backend firefly; none: never, or there is no such backend.
+    pub fn ongoing_period(&self) -> Option<Duration> {
+        let firefly = self.backends.iter().find(|(spec, _)| spec.name == "firefly");
+        let millis: u64 = firefly.map_or(0, |(_, section)| section.int("ongoingPeriod"));
+        (millis > 0).then(|| Duration::from_millis(millis))
     }
 
     /// `maxFlows`.

@@ -177,15 +177,10 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         remarks.push((Level::Info, text.to_owned()));
     }
     let enriches = |section: &&Section| {
-        let wanted = |key, value: &Value| match value {
-            Value::Bool(wanted) => key == "enrich" && *wanted,
-            Value::Int(period) => key == "ongoingPeriod" && *period > 0,
-            _ => false,
-        };
-        section.values().iter().any(|(key, value)| wanted(*key, value))
+        section.values().iter().any(|pair| matches!(pair, ("enrich", Value::Bool(true))))
     };
     if config.enrichers.is_empty() && config.sections().any(|section| enriches(&section)) {
-        let text = "backends.firefly: enrich and ongoingPeriod have no effect without an enricher";
+        let text = "backends.firefly.enrich: has no effect without an enricher";
         remarks.push((Level::Warn, text.to_owned()));
     }
     remarks
@@ -208,4 +203,30 @@ pub(super) fn move_stun_servers(config: &mut Config, judge: &mut Judge<'_>) {
     section.set("stunServers", Value::List(servers));
     firefly.set("stun", Value::Section(Some(section)));
     config.top.set("stunServers", Value::List(Vec::new()));
+}
+
+/// Has `port` of the backend prometheus be the one to listen on, of flowd-go's two: what
+/// such a configuration means there and does not here is said.
+pub(super) fn choose_port(config: &mut Config, judge: &mut Judge<'_>) {
+    let prometheus = config.backends.iter_mut().find(|(spec, _)| spec.name == "prometheus");
+    let Some((_, section)) = prometheus else { return };
+    let ports: [u16; 2] = ["port", "skopsPort"].map(|key| section.int(key));
+    let [own, other] = ["port", "skopsPort"].map(|key| format!("{}.{key}", section.path()));
+    match ports {
+        [0, 0] => {
+            let meant = judge.is_given(&other);
+            let text = "0 has the system choose a port, and does not keep it closed as in flowd-go";
+            let level = if meant { Level::Warn } else { Level::Info };
+            judge.remark(level, &format!("{own}: {text}"));
+        }
+        [_, 0] => {}
+        [port, skops] if port == 0 || !judge.is_given(&own) => {
+            section.set("port", Value::Int(skops.into()));
+        }
+        [port, skops] if port == skops => {}
+        [port, _] => {
+            let text = format!("{other}: has no effect, since port {port} has all metrics");
+            judge.remark(Level::Warn, &text);
+        }
+    }
 }

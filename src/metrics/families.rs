@@ -55,6 +55,12 @@ families! {
         "Flow events, by the plugin that they came from and by what became of them.";
     QUEUE_EVENTS: Gauge "glowd_queue_events" ["backend"]
         "Events that wait for a backend.";
+    ENRICHER_QUEUE: Gauge "glowd_enricher_queue_events" ["enricher"]
+        "Events that wait for an enricher.";
+    INBOX_BATCHES: Gauge "glowd_inbox_batches" []
+        "Batches of events and of samples that wait for the dispatcher, or for room to wait there.";
+    INBOX_LIMIT: Gauge "glowd_inbox_batches_limit" []
+        "The most batches for whose waiting there is room.";
     QUEUE_DROPPED: Counter "glowd_queue_dropped_total" ["backend"]
         "Events that a backend dropped since too many waited.";
     SAMPLES_DROPPED: Counter "glowd_queue_samples_dropped_total" ["backend"]

@@ -154,6 +154,10 @@ pub enum Format {
     OpenMetrics,
 }
 
+/// The media type of OpenMetrics in its version before 1.0.0, which has all that is written
+/// here in the same form.
+pub const OLD_OPEN_METRICS: &str = "application/openmetrics-text; version=0.0.1; charset=utf-8";
+
 impl Format {
     /// The media type.
     pub fn content_type(self) -> &'static str {

@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use super::listener::firefly;
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
-    skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Offload, Pair, DEVICE,
-    HERE, PATIENCE, THERE,
+    installed, skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Offload, Pair,
+    DEVICE, HERE, PATIENCE, THERE,
 };
 
 /// Where glowd's metrics are.
@@ -28,17 +28,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Whether Prometheus is here. EL does not package it, so that its lack is nobody's
-/// mistake.
+/// Whether Prometheus is here.
 fn has_prometheus() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let here = ["prometheus", "promtool"]
-        .iter()
-        .all(|name| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
-    if !here {
-        println!("prometheus is not installed");
-    }
-    here
+    installed(&["prometheus", "promtool"])
 }
 
 /// A Prometheus in a namespace, which scrapes glowd there. Killed when dropped.
@@ -279,9 +271,19 @@ fn both_formats_are_good(here: &Namespace) {
     let hostile = r#"{experiment="a\"} 1 # \\",experiment_id="2",activity="\\n{}=,"#;
     assert!(text.contains(hostile), "{text}");
     promtool_is_content(&text);
-    let (head, open) = get(here, METRICS, "/metrics", "application/openmetrics-text").expect("it");
-    assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{head}");
-    is_open_metrics(&open);
+    // What Prometheus asked for before 2.35, since then, and since 3.
+    let open = ["0.0.1", "1.0.0", "1.0.0;escaping=allow-utf-8"].map(|version| {
+        let accept = format!(
+            "application/openmetrics-text; version={version},text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+        );
+        let (head, open) = get(here, METRICS, "/metrics", &accept).expect("it");
+        let version = &version[..5];
+        let form = format!("Content-Type: application/openmetrics-text; version={version}; charset");
+        assert!(head.contains(&form), "{head}");
+        is_open_metrics(&open);
+        open
+    });
+    let [_, open, _] = open;
     let names = |text: &str| -> Vec<String> {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         samples.map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect()

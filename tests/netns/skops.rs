@@ -100,7 +100,9 @@ fn ongoing_fireflies_have_a_block_of_their_own() {
             return document;
         }
     };
-    let ongoing = next("ongoing");
+    // Those before the first sample have nothing to say.
+    let ongoing =
+        wait_for("a sample", || Some(next("ongoing")).filter(|found| found["skOps"].is_object()));
     let rtt = ongoing["skOps"]["tcpInfo"]["rtt"].as_f64().expect("microseconds");
     assert_eq!(ongoing["netlink"], json!({ "rtt": ongoing["skOps"]["rtt"] }));
     assert!((ongoing["skOps"]["rtt"].as_f64().expect("ms") * 1000.0 - rtt).abs() < 0.5);

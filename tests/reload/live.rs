@@ -438,7 +438,7 @@ fn of_a_connection(mut firefly: Value, key: &str, after: Value, word: &str) {
     }
     let firefly = next();
     assert!(firefly.contains(word), "{firefly}");
-    daemon.stop(&["have no effect without an enricher"]);
+    daemon.stop(&["has no effect without an enricher"]);
 }
 
 fn enrich() {

@@ -100,9 +100,10 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Int { min: 0, max: 86_400_000 },
         default: "0",
         live: true,
-        doc: "How often a flow that goes on gets a firefly that says so, with what it has \
-              carried so far, in ms since its start. That takes an enricher, and is not more \
-              often than that measures. With 0 there are none.",
+        doc: "How often a flow that goes on gets a firefly that says so, in ms since its start, \
+              with what is known by then of what it has carried: by an enricher, or the marker's \
+              countReceived. All open flows get them, measured or not, and 10,000 a second in \
+              all; where more are due each gets them less often. With 0 there are none.",
     },
     Key {
         name: "stun",

@@ -1,5 +1,5 @@
-//! Sends a firefly at the start and at the end of each flow, to the flow's
-//! destination and to collectors.
+//! Sends a firefly at the start and at the end of each flow, and meanwhile as often as is
+//! wanted, to the flow's destination and to collectors.
 //!
 //! Runs on the backend's thread; a resolver thread beside it keeps the addresses
 //! of collectors that are configured by name. Fireflies are sent once and never
@@ -153,8 +153,6 @@ struct Plan {
     /// Which collector each of the resolver's names is.
     named: Vec<usize>,
     encoder: Encoder,
-    /// How often flows that go on are reported, in us; 0: never.
-    ongoing_period: u64,
 }
 
 impl Plan {
@@ -186,7 +184,6 @@ impl Plan {
             _ => Mode::Lean,
         }));
         Ok(Plan {
-            ongoing_period: section.int::<u64>("ongoingPeriod") * 1000,
             encoder,
             destination_port: section
                 .bool("sendToDestination")
@@ -261,13 +258,14 @@ impl Firefly {
 
     /// Sends until the queue hangs up.
     fn work(&mut self, events: &Queue) {
-        events.want_samples(self.plan.ongoing_period > 0);
+        // What is measured comes with the flow.
+        events.want_samples(false);
+        events.want_ongoing();
         while let Some(first) = events.recv() {
             let mut next = Some(first);
             while let Some(batch) = next {
                 self.hear_of_addresses();
                 self.take(&batch, events.depth());
-                events.want_samples(self.plan.ongoing_period > 0);
                 next = events.try_recv();
             }
             self.flush();
@@ -294,8 +292,8 @@ impl Firefly {
         let mut shed = 0_u64;
         for event in batch {
             match event {
-                // It is no flow, and so nothing to tell of.
-                Event::Everything(_) => {}
+                // Nothing to tell of.
+                Event::Everything(_) | Event::Sample(_) => {}
                 Event::Report => {
                     self.flush();
                     self.report();
@@ -305,14 +303,10 @@ impl Firefly {
                     self.flush();
                     self.reload(section);
                 }
-                Event::Sample(flow) => {
-                    if behind <= self.backlog && is_due(flow, self.plan.ongoing_period) {
-                        self.post(flow, Stage::Ongoing);
-                    }
-                }
                 _ if behind > self.backlog => shed += 1,
-                Event::Start(flow) => self.post(flow, Stage::Start),
-                Event::End(flow, end) => self.post(flow, Stage::End(*end)),
+                Event::Start(flow) => self.post(flow, Stage::Start, Timestamp::now()),
+                Event::Ongoing(flow, at) => self.post(flow, Stage::Ongoing, *at),
+                Event::End(flow, end) => self.post(flow, Stage::End(*end), Timestamp::now()),
             }
         }
         if shed > 0 {
@@ -323,8 +317,8 @@ impl Firefly {
         }
     }
 
-    /// Adds the firefly of a flow for all its recipients.
-    fn post(&mut self, flow: &Flow, stage: Stage) {
+    /// Adds the firefly of a flow, of that moment, for all its recipients.
+    fn post(&mut self, flow: &Flow, stage: Stage, now: Timestamp) {
         let Firefly { plan, stun, sender, counters, .. } = self;
         let Plan { destination_port, collectors, encoder, .. } = plan;
         let destination = destination_port.and_then(|port| {
@@ -349,7 +343,7 @@ impl Firefly {
         });
         sender.post(destination.into_iter().chain(collectors), |out| {
             let outside = stun.as_ref().and_then(|stun| stun.outside(flow));
-            encoder.encode(outside.as_ref().unwrap_or(flow), stage, Timestamp::now(), out);
+            encoder.encode(outside.as_ref().unwrap_or(flow), stage, now, out);
         });
         if sender.is_full() {
             self.flush();
@@ -393,14 +387,6 @@ impl Firefly {
             info!("backends.firefly.stun: public addresses: {}", stun.report());
         }
     }
-}
-
-/// Whether a sample is the first one since another period of the flow's life was over. So
-/// the flows of a host take turns, and nothing has to be kept of them.
-fn is_due(flow: &Flow, period: u64) -> bool {
-    let Some(info) = flow.info() else { return false };
-    let periods = |at: Timestamp| at.0.saturating_sub(flow.start.0).checked_div(period);
-    periods(info.time) > periods(info.before.unwrap_or(flow.start))
 }
 
 /// What knows the public addresses; none: it is not asked for.

@@ -157,7 +157,7 @@ impl Marker {
                 }
                 Event::Reload(section) => self.reload(section),
                 // It marks what it marks.
-                Event::Sample(_) => {}
+                Event::Sample(_) | Event::Ongoing(..) => {}
             }
         }
     }

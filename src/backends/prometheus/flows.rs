@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::series::{self, Reading, Units};
 use crate::config::Section;
 use crate::flow::{Flow, FlowId, News, Tag};
-use crate::flow_info::FlowInfo;
 use crate::meter::Traffic;
 use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_BYTES, TAG_FLOWS_OPEN, TAG_PACKETS};
 use crate::metrics::{label, Format, Metrics, Writer};
@@ -32,8 +31,15 @@ impl Rules {
 /// A flow that was measured.
 struct Measured {
     news: Arc<News>,
+    tag: Tag,
     /// As they are written, without the last brace; none: it has no series.
     labels: Option<Box<str>>,
+}
+
+impl Measured {
+    fn labels_of(&self, id: &FlowId, units: Units, registry: &Registry) -> Box<str> {
+        labels(id, self.tag, by_program(&self.news), units, registry)
+    }
 }
 
 /// What is known of a tag.
@@ -59,6 +65,8 @@ struct Slot {
 /// The open flows.
 pub(super) struct Flows {
     names: Arc<Names>,
+    /// What experiments and activities are called in the labels.
+    registry: Arc<Registry>,
     rules: Rules,
     metrics: Arc<Metrics>,
     /// Tags that flows and rules have had: 32,704 at the most.
@@ -75,7 +83,8 @@ pub(super) struct Flows {
 impl Flows {
     pub(super) fn new(names: Arc<Names>, metrics: Arc<Metrics>, rules: Rules) -> Self {
         let (tags, slots, measured) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Flows { names, rules, metrics, tags, slots, measured, shown: 0, scrapes: 0 }
+        let registry = names.get();
+        Flows { names, registry, rules, metrics, tags, slots, measured, shown: 0, scrapes: 0 }
     }
 
     /// Works by other rules from now on. The series come back as flows are measured.
@@ -85,6 +94,11 @@ impl Flows {
             self.measured.clear();
             self.shown = 0;
         }
+    }
+
+    /// Whether it is of any use here that flows are measured.
+    pub(super) fn wants_samples(&self) -> bool {
+        self.rules.most > 0
     }
 
     pub(super) fn open(&mut self, flow: &Flow) {
@@ -110,25 +124,39 @@ impl Flows {
     }
 
     /// Takes note of what was measured of an open flow.
-    pub(super) fn measure(&mut self, flow: &Flow, registry: &Registry) {
-        let Some(news) = flow.news.clone().filter(|_| self.rules.most > 0) else { return };
-        let fresh = || Measured { news: news.clone(), labels: None };
+    pub(super) fn measure(&mut self, flow: &Flow) {
+        let Some(news) = flow.news.clone().filter(|_| self.wants_samples()) else { return };
+        let fresh = || Measured { news: news.clone(), tag: flow.tag, labels: None };
         let measured = self.measured.entry(flow.id).or_insert_with(fresh);
-        measured.news = news.clone();
-        if measured.labels.is_none() && self.shown < self.rules.most {
-            measured.labels = Some(labels(flow, self.rules.units, registry));
-            self.shown += 1;
+        let who = (flow.tag, by_program(&news));
+        let is_same = (measured.tag, by_program(&measured.news)) == who;
+        (measured.tag, measured.news) = (flow.tag, news);
+        let is_new = measured.labels.is_none();
+        if is_new && self.shown < self.rules.most || !is_new && !is_same {
+            let labels = measured.labels_of(&flow.id, self.rules.units, &self.registry);
+            measured.labels = Some(labels);
+            self.shown += usize::from(is_new);
         }
     }
 
-    /// What experiments and activities are called now.
-    pub(super) fn registry(&self) -> Arc<Registry> {
-        self.names.get()
+    /// Calls experiments and activities what they are called now.
+    pub(super) fn follow_registry(&mut self) {
+        let registry = self.names.get();
+        if Arc::ptr_eq(&registry, &self.registry) {
+            return;
+        }
+        self.registry = registry;
+        for (id, measured) in &mut self.measured {
+            if measured.labels.is_some() {
+                let labels = measured.labels_of(id, self.rules.units, &self.registry);
+                measured.labels = Some(labels);
+            }
+        }
     }
 
     /// Writes what there is of all flows together.
     pub(super) fn write(&mut self, writer: &mut Writer) {
-        let registry = self.registry();
+        self.follow_registry();
         let mut traffic: HashMap<Tag, Traffic> = HashMap::new();
         if let Some(read) = self.metrics.packets() {
             for (number, Slot { tag, before }) in &self.slots {
@@ -143,7 +171,7 @@ impl Flows {
         let mut tags: Vec<_> = self.tags.iter_mut().collect();
         tags.sort_unstable_by_key(|(tag, _)| (tag.experiment(), tag.activity()));
         for (tag, tagged) in tags {
-            let (experiment, activity) = names(*tag, &registry);
+            let (experiment, activity) = names(*tag, &self.registry);
             let ids = ids(*tag);
             let labels = [experiment, &ids.0, activity, &ids.1];
             if tagged.open > 0 {
@@ -181,20 +209,30 @@ fn names(tag: Tag, registry: &Registry) -> (&str, &str) {
     (experiment.unwrap_or(""), activity.unwrap_or(""))
 }
 
+/// Whether an eBPF program has measured it.
+fn by_program(news: &News) -> bool {
+    news.info.as_ref().is_some_and(|info| info.by_program)
+}
+
 fn ids(tag: Tag) -> (String, String) {
     (tag.experiment().to_string(), tag.activity().to_string())
 }
 
-/// The labels of a flow's series, as they are written, without the last brace.
-fn labels(flow: &Flow, units: Units, registry: &Registry) -> Box<str> {
-    let (src, dst) = (flow.id.src(), flow.id.dst());
-    let ports = format!("{}:{}", src.port(), dst.port());
+/// The labels of a flow's series, as they are written, without the last brace. As flowd
+/// writes them, and as flowd-go means to: its ports are the addresses of functions.
+fn labels(id: &FlowId, tag: Tag, by_program: bool, units: Units, registry: &Registry) -> Box<str> {
+    let (src, dst) = (id.src(), id.dst());
+    let ports = match units {
+        Units::Flowd => format!("{}:{}", src.port(), dst.port()),
+        Units::FlowdGo => format!("<{}:{}>", src.port(), dst.port()),
+    };
     let (src, dst) = (src.ip().to_string(), dst.ip().to_string());
-    let (ids, names) = (ids(flow.tag), names(flow.tag, registry));
+    let (ids, names) = (ids(tag), registry.names(tag));
     let ids = (ids.0.as_str(), ids.1.as_str());
+    let called = |unknown| (names.0.unwrap_or(unknown), names.1.unwrap_or(unknown));
     let (tag, other) = match units {
-        Units::Flowd => (names, ids),
-        Units::FlowdGo => (ids, names),
+        Units::Flowd => (called("default"), ids),
+        Units::FlowdGo => (ids, called("")),
     };
     let values = [&src, &dst, &ports, tag.0, tag.1, other.0, other.1];
     let mut out = Vec::with_capacity(160);
@@ -203,12 +241,8 @@ fn labels(flow: &Flow, units: Units, registry: &Registry) -> Box<str> {
         label(name, value, &mut out);
     }
     if units == Units::FlowdGo {
-        let flavour = match flow.info() {
-            Some(FlowInfo { by_program: true, .. }) => "Ebpf",
-            _ => "Netlink",
-        };
         out.push(b',');
-        label("flavour", flavour, &mut out);
+        label("flavour", if by_program { "Ebpf" } else { "Netlink" }, &mut out);
     }
     // It is made of text, and cut nowhere.
     String::from_utf8(out).unwrap_or_default().into()

@@ -22,16 +22,13 @@ use crate::config::{Choice, Key, Kind, Section};
 use crate::dispatcher::{Event, Queue};
 use crate::error::{Error, Result};
 use crate::metrics::families::BUILD;
-use crate::metrics::{process, Format, Metrics, Writer};
+use crate::metrics::{process, Format, Metrics, Writer, OLD_OPEN_METRICS};
 use crate::net::http::{Answer, Method, Request, Server, Service, Settings};
 use crate::part::{no_rules, Context};
 use crate::shutdown::{stop_token, Stop, Stopper};
 
 /// Where messages come from.
 const NAME: &str = "backends.prometheus";
-
-/// What flowd-go's keys are where neither is given.
-const PORT: u16 = 9817;
 
 /// More than Prometheus opens, in a pair and with people who look.
 const CONNECTIONS: usize = 64;
@@ -60,7 +57,8 @@ pub(super) static SPEC: Spec = Spec {
             live: false,
             doc:
                 "flowd-go's second port. Here one port has all metrics: it is this one if port is \
-                  0 or not given; otherwise this has no effect.",
+                  0 or not given; otherwise this has no effect. In flowd-go a port of 0 is off; \
+                  here it is one that the system chooses.",
         },
         Key {
             name: "perFlow",
@@ -111,14 +109,6 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Prometheus::new(section, context)?))
 }
 
-/// The port to listen on.
-fn port(section: &Section) -> u16 {
-    match (section.int("port"), section.int("skopsPort")) {
-        (PORT | 0, port) if port != 0 => port,
-        (port, _) => port,
-    }
-}
-
 /// The backend, listening.
 struct Prometheus {
     server: Server,
@@ -131,7 +121,7 @@ impl Prometheus {
         let ip: IpAddr = section.address("bindAddress");
         let settings =
             Settings { connections: CONNECTIONS, body: BODY, who: NAME, ..Settings::default() };
-        let server = Server::bind(SocketAddr::new(ip, port(section)), settings)?;
+        let server = Server::bind(SocketAddr::new(ip, section.int("port")), settings)?;
         info!("{NAME}: listening on http://{}/metrics", server.address());
         let metrics = context.metrics.clone();
         metrics.add(|writer| {
@@ -159,18 +149,23 @@ impl Backend for Prometheus {
             .spawn(move || serve(server, &mut page, &stop))
             .map_err(|error| Error::os("cannot start the thread for HTTP", error))?;
         let _serving = Serving { stopper: Some(stopper), thread: Some(thread) };
+        let lock = || flows.lock().unwrap_or_else(PoisonError::into_inner);
+        events.want_samples(lock().wants_samples());
         while let Some(batch) = events.recv() {
-            let mut flows = flows.lock().unwrap_or_else(PoisonError::into_inner);
-            let registry = flows.registry();
+            let mut flows = lock();
+            flows.follow_registry();
             for event in batch.iter() {
                 match event {
                     Event::Start(flow) => flows.open(flow),
                     Event::End(flow, _) => flows.close(flow),
                     // It is no flow.
-                    Event::Everything(_) => {}
+                    Event::Everything(_) | Event::Ongoing(..) => {}
                     Event::Report => info!("{NAME}: {} scrapes", flows.scrapes),
-                    Event::Sample(flow) => flows.measure(flow, &registry),
-                    Event::Reload(section) => flows.obey(Rules::read(section)),
+                    Event::Sample(flow) => flows.measure(flow),
+                    Event::Reload(section) => {
+                        flows.obey(Rules::read(section));
+                        events.want_samples(flows.wants_samples());
+                    }
                 }
             }
         }
@@ -245,9 +240,13 @@ impl Service for Page {
         if crowded {
             return Answer::error(503, "too many long answers are on their way already", out);
         }
-        let format = if head.open_metrics { Format::OpenMetrics } else { Format::Text };
+        let format = head.open_metrics.map_or(Format::Text, |_| Format::OpenMetrics);
         self.write(format, out);
-        Answer { status: 200, content_type: format.content_type(), allow: "" }
+        let content_type = match head.open_metrics {
+            Some("0.0.1") => OLD_OPEN_METRICS,
+            _ => format.content_type(),
+        };
+        Answer { status: 200, content_type, allow: "" }
     }
 }
 
@@ -255,14 +254,33 @@ impl Service for Page {
 mod tests {
     use super::*;
     use crate::config::Value;
+    use crate::queue::queue;
+    use std::time::{Duration, Instant};
 
+    fn section(per_flow: bool) -> Section {
+        let keys = SPEC.keys.iter().filter_map(|key| Some((key.name, key.default_value()?)));
+        let mut section = Section::new(NAME, keys.collect());
+        section.set("port", Value::Int(0));
+        section.set("perFlow", Value::Bool(per_flow));
+        section
+    }
+
+    /// Else each would be copied for nobody.
     #[test]
-    fn flowd_gos_ports_name_one() {
-        for (given, skops, expected) in
-            [(9817, 0, 9817), (8080, 8081, 8080), (9817, 8081, 8081), (0, 8081, 8081), (0, 0, 0)]
-        {
-            let values = vec![("port", Value::Int(given)), ("skopsPort", Value::Int(skops))];
-            assert_eq!(port(&Section::new(NAME, values)), expected, "{given} {skops}");
-        }
+    fn samples_are_wanted_where_flows_have_series() {
+        let backend = build(&section(false), &Context::new(10)).unwrap();
+        let (mut outlet, queue) = queue(NAME.into());
+        let thread = thread::spawn(|| backend.run(queue).unwrap());
+        let mut wait = |wanted: bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while outlet.wants_samples() != wanted {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            outlet.send(Arc::new(vec![Event::Reload(Arc::new(section(!wanted)))]));
+        };
+        [false, true, false].into_iter().for_each(&mut wait);
+        drop(outlet);
+        thread.join().unwrap();
     }
 }

@@ -294,6 +294,59 @@ mod tests {
         }
     }
 
+    /// A time in us, and a rate in octets per second, as either has it.
+    #[test]
+    fn times_and_rates_are_in_the_units_of_who_is_followed() {
+        let mut tcp = vec![0; 248];
+        for (at, value) in [(8, 204_007_u32), (12, 40_000), (68, 99), (72, 1_234_567), (148, 1)] {
+            tcp[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        // Segments of 1000 octets, ten at a time.
+        for (at, value) in [(16, 1000_u32), (80, 10)] {
+            tcp[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let rates = [(104, 125_000_001_u64), (160, u64::MAX / 16), (168, 2_000), (176, 1_999)];
+        for (at, value) in rates {
+            tcp[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+        }
+        let info = FlowInfo::by_program(crate::flow::Timestamp(0), 1, &tcp, b"cubic");
+        let rows = [("{l=\"\"", Reading { tcp: info.tcp_info().unwrap(), info: &info })];
+        let written = |units| {
+            let mut out = Vec::new();
+            write(&rows, units, Format::Text, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let (ours, theirs) = (written(Units::FlowdGo), written(Units::Flowd));
+        for (name, in_us, in_ms) in [
+            ("rto", "204007", "204.007"),
+            ("ato", "40000", "40.000"),
+            ("rtt", "99", "0.099"),
+            ("rtt_var", "1234567", "1234.567"),
+            ("minrtt", "1", "0.001"),
+            ("busy", "2000", "2.000"),
+            ("rwnd_limited", "1999", "1.999"),
+            ("pacing_rate", "125000001", "1000000008"),
+            ("delivery_rate", "1152921504606846975", "9223372036854775800"),
+            ("mss", "1000", "1000"),
+            ("cwnd", "10", "10"),
+        ] {
+            for (text, value) in [(&ours, in_us), (&theirs, in_ms)] {
+                let line = format!("\nflow_tcp_{name}{{l=\"\"}} {value}\n");
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
+        // 10,000 octets in 99 us, in bit/s.
+        assert!(theirs.contains("\nflow_tcp_send{l=\"\"} 808080808\n"), "{theirs}");
+        for (text, times, rates) in
+            [(&ours, ", in us.", "octets per second."), (&theirs, ", in ms.", "bit/s.")]
+        {
+            assert!(text.contains(&format!("# HELP flow_tcp_rto Retransmission time-out{times}\n")));
+            assert!(
+                text.contains(&format!("# HELP flow_tcp_pacing_rate Rate of pacing, in {rates}\n"))
+            );
+        }
+    }
+
     #[test]
     fn each_name_is_there_once_in_either_units() {
         for units in [Units::Flowd, Units::FlowdGo] {

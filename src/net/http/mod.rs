@@ -57,8 +57,9 @@ pub struct Head {
     pub from_page: bool,
     /// Whether it was meant for a host that only DNS knows, see [`needs_no_dns`].
     pub foreign_host: bool,
-    /// Whether the client likes OpenMetrics at least as much as plain text.
-    pub open_metrics: bool,
+    /// The version of OpenMetrics that the client likes best, and at least as much as plain
+    /// text; None: there is none.
+    pub open_metrics: Option<&'static str>,
 }
 
 /// A whole request.
@@ -243,7 +244,7 @@ fn read_head(input: &[u8]) -> Result<Option<(usize, Head, Framing, bool)>, Bad> 
     };
     let keep_alive = !fields.close && (minor == 1 || fields.keep_alive);
     let from_page = fields.from_page;
-    let open_metrics = fields.open_metrics;
+    let open_metrics = fields.liking.open_metrics();
     let head = Head { method, path, minor, keep_alive, from_page, foreign_host, open_metrics };
     Ok(Some((length, head, framing, minor == 1 && fields.expects)))
 }
@@ -259,7 +260,7 @@ struct Fields {
     keep_alive: bool,
     expects: bool,
     from_page: bool,
-    open_metrics: bool,
+    liking: Liking,
 }
 
 impl Fields {
@@ -295,28 +296,67 @@ impl Fields {
         } else if is("sec-fetch-site") {
             self.from_page |= !value.eq_ignore_ascii_case(b"none");
         } else if is("accept") {
-            self.open_metrics |= prefers(value, "application/openmetrics-text", "text/plain");
+            self.liking.read(&String::from_utf8_lossy(value));
         }
         Ok(())
     }
 }
 
-/// Whether a value of Accept names the media type `first`, and with no less weight than
-/// `second` (RFC 9110 section 12.5.1).
-fn prefers(accept: &[u8], first: &str, second: &str) -> bool {
-    let accept = String::from_utf8_lossy(accept);
-    // A weight is 0 or 1 with up to three decimals, so that of two the text tells the
-    // greater.
-    let weight = |wanted: &str| {
-        let ranges = accept.split(',').filter_map(|range| {
+/// How much a client likes the forms of metrics, in thousandths (Accept, RFC 9110 section
+/// 12.5.1).
+#[derive(Debug, Default)]
+struct Liking {
+    /// OpenMetrics 1.0.0 and 0.0.1, which differ in name.
+    open_metrics: [u16; 2],
+    text: u16,
+}
+
+/// The versions of OpenMetrics.
+const OPEN_METRICS: [&str; 2] = ["1.0.0", "0.0.1"];
+
+impl Liking {
+    /// Reads one of the fields.
+    fn read(&mut self, accept: &str) {
+        for range in accept.split(',') {
             let mut parts = range.split(';').map(str::trim);
-            parts.next().filter(|name| name.eq_ignore_ascii_case(wanted))?;
-            Some(parts.find_map(|part| part.strip_prefix("q=")).unwrap_or("1"))
-        });
-        ranges.max().unwrap_or("0")
-    };
-    let (first, second) = (weight(first), weight(second));
-    first.bytes().any(|digit| matches!(digit, b'1'..=b'9')) && first >= second
+            let (name, mut weight, mut version) = (parts.next().unwrap_or_default(), 1000, None);
+            for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+                let value = value.trim_matches('"');
+                if key.eq_ignore_ascii_case("q") {
+                    weight = thousandths(value);
+                } else if key.eq_ignore_ascii_case("version") {
+                    version = Some(value);
+                }
+            }
+            if name.eq_ignore_ascii_case("text/plain") {
+                self.text = self.text.max(weight);
+            } else if name.eq_ignore_ascii_case("application/openmetrics-text") {
+                // Without a version any is meant.
+                for (known, liking) in OPEN_METRICS.iter().zip(&mut self.open_metrics) {
+                    if version.is_none_or(|version| version == *known) {
+                        *liking = weight.max(*liking);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The version that is liked at least as much as plain text.
+    fn open_metrics(&self) -> Option<&'static str> {
+        let [new, old] = self.open_metrics;
+        let best = new.max(old);
+        let version = OPEN_METRICS[usize::from(old > new)];
+        (best > 0 && best >= self.text).then_some(version)
+    }
+}
+
+/// A weight: 0 or 1 with up to three decimals. What is none weighs nothing.
+fn thousandths(text: &str) -> u16 {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    match format!("{whole}{decimals:0<3}").parse() {
+        Ok(weight) if weight <= 1000 && whole.len() == 1 && decimals.len() <= 3 => weight,
+        _ => 0,
+    }
 }
 
 /// Digits and nothing else (RFC 9110 section 8.6): no sign, no list.

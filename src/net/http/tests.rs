@@ -259,17 +259,41 @@ fn dates_are_those_of_the_rfc() {
 
 #[test]
 fn open_metrics_is_for_those_who_like_it_as_much_as_plain_text() {
+    let (new, old) = (Some("1.0.0"), Some("0.0.1"));
     for (accept, open_metrics) in [
-        ("*/*", false),
-        ("application/openmetrics-text", true),
-        ("Application/OpenMetrics-Text; version=1.0.0;charset=utf-8", true),
-        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false),
-        ("application/openmetrics-text;version=1.0.0;q=0.75,text/plain;q=0.5", true),
-        ("text/plain;q=0.5,application/openmetrics-text;q=0.75", true),
-        ("application/openmetrics-text;q=0.4,text/plain;version=0.0.4", false),
-        ("application/openmetrics-text;q=0.000", false),
-        ("application/openmetrics-text;q=", false),
-        ("", false),
+        ("*/*", None),
+        ("application/openmetrics-text", new),
+        ("Application/OpenMetrics-Text; Version=\"1.0.0\";charset=utf-8", new),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", None),
+        ("application/openmetrics-text;version=1.0.0;q=0.75,text/plain;q=0.5", new),
+        ("text/plain;q=0.5,application/openmetrics-text;q=0.75", new),
+        ("application/openmetrics-text;q=0.4,text/plain;version=0.0.4", None),
+        ("application/openmetrics-text;Q=0.1,text/plain;Q=0.2", None),
+        ("application/openmetrics-text;Q=1.000,text/plain;q=1", new),
+        ("application/openmetrics-text;q=0.000", None),
+        ("application/openmetrics-text;q=", None),
+        ("application/openmetrics-text;q=+1", None),
+        ("application/openmetrics-text;q=0.0001", None),
+        ("application/openmetrics-text;q=10", None),
+        ("application/openmetrics-text;version=2.0.0", None),
+        ("application/openmetrics-text;version=0.0.1;q=0.7,text/plain;q=0.3", old),
+        ("application/openmetrics-text;version=0.0.1,application/openmetrics-text;q=0.9", old),
+        ("text/plain\r\nAccept: application/openmetrics-text;q=0.9", None),
+        // Prometheus 2.30, 2.42 and 3.
+        ("application/openmetrics-text; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", old),
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\
+             q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            new,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+             application/openmetrics-text;version=0.0.1;q=0.5,\
+             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
+             text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            new,
+        ),
+        ("", None),
     ] {
         let request = one(&format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n"));
         assert_eq!(request.head.open_metrics, open_metrics, "{accept}");

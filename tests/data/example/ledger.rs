@@ -47,7 +47,8 @@ impl Backend for Ledger {
                             info!("backends.ledger: {}: {}, {seconds} s", flow.id, flow.tag);
                         }
                     }
-                    Event::Start(_) | Event::Everything(_) | Event::Sample(_) => {}
+                    Event::Start(_) | Event::Everything(_) => {}
+                    Event::Sample(_) | Event::Ongoing(..) => {}
                     Event::Report => info!("backends.ledger: {} flows logged", self.lines),
                     Event::Reload(section) => self.at_least = section.int("atLeast"),
                 }
