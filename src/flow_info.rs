@@ -239,19 +239,29 @@ impl FlowInfo {
         u32_at(self.find(SOCKET_MEMORY)?, 4 * index)
     }
 
-    /// How much the flow has carried: octets of payload, without retransmissions. On
-    /// kernels before 4.19 one more may count as sent, for the SYN.
+    /// How much the flow has carried: octets of payload, without retransmissions.
+    ///
+    /// Kernels before 4.19 do not count the data that was sent, but what was acknowledged: a
+    /// little less while data is on its way, and one octet more if this side has opened the
+    /// connection, for its SYN. They do not say who has.
     pub fn usage(&self) -> Option<Usage> {
         let info = self.tcp_info()?;
+        let state = info.state().unwrap_or(0);
         let sent = match (info.bytes_sent(), info.bytes_retrans()) {
             (Some(sent), Some(again)) => sent.saturating_sub(again),
-            _ => info.bytes_acked()?,
+            // Nothing but a SYN and a FIN.
+            _ if info.data_segs_out() == Some(0) => 0,
+            // These are the states after this side's FIN, which counts if all is acknowledged.
+            _ => {
+                let waiting = (info.unacked(), info.notsent_bytes()) != (Some(0), Some(0));
+                let over = !waiting && [4, 5, 6, 7, 9, 11].contains(&state);
+                info.bytes_acked()?.saturating_sub(over.into())
+            }
         };
-        // The other side's FIN counts as an octet, and these are the states after it.
-        let over = AFTER_FIN.contains(&info.state().unwrap_or(0));
+        // The other side's FIN counts as an octet.
         let octets = info.bytes_received()?;
         let only_fin = octets == 1 && info.data_segs_in() == Some(0);
-        let received = octets.saturating_sub((over || only_fin).into());
+        let received = octets.saturating_sub((AFTER_FIN.contains(&state) || only_fin).into());
         Some(Usage { received, sent })
     }
 
@@ -343,6 +353,39 @@ mod tests {
         }
         info.truncate(length);
         info
+    }
+
+    fn usage(info: &[u8]) -> (u64, u64) {
+        let bytes = attributes(&[(INFO, info)]);
+        let kinds = Kinds::new(u8::MAX, false);
+        let info = FlowInfo::new(Timestamp(1), 1, kinds, &[], Attributes(&bytes));
+        info.usage().map(|usage| (usage.sent, usage.received)).unwrap()
+    }
+
+    /// As kernels of all ages tell; before 4.19 what was acknowledged has to do.
+    #[test]
+    fn usage_is_had_from_a_tcp_info_of_any_length() {
+        for length in [216, 224, 232, 240, 248] {
+            assert_eq!(usage(&info(length, 1, [1001, 70, 1000], [1, 1])), (1000, 70));
+            assert_eq!(usage(&info(length, 6, [1002, 71, 1000], [1, 1])), (1000, 70));
+        }
+        for length in [160, 192, 200, 208] {
+            // The other side has opened the connection; this one's FIN is no data.
+            assert_eq!(usage(&info(length, 1, [1000, 70, 0], [1, 1])), (1000, 70));
+            for state in [5, 6, 7] {
+                let received = if state == 5 { 70 } else { 71 };
+                let info = info(length, state, [1001, received, 0], [1, 1]);
+                assert_eq!(usage(&info), (1000, 70), "{length} {state}");
+            }
+            // One that waits to be acknowledged is not among what was.
+            let mut last = info(length, 9, [1000, 71, 0], [1, 1]);
+            last[24] = 1;
+            assert_eq!(usage(&last), (1000, 70));
+            // The SYN of this side is, as long as it has sent nothing else.
+            assert_eq!(usage(&info(length, 1, [1, 0, 0], [0, 0])), (0, 0));
+            assert_eq!(usage(&info(length, 6, [2, 1, 0], [0, 0])), (0, 0));
+            assert_eq!(usage(&info(length, 1, [1001, 70, 0], [1, 1])), (1001, 70));
+        }
     }
 
     /// How it was closed, by what was seen before.
