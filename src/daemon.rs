@@ -80,6 +80,7 @@ fn live(
         metrics: metrics.clone(),
         period: config.period(),
         in_full: Arc::default(),
+        enriched: !config.enrichers.is_empty(),
     };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {

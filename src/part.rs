@@ -46,6 +46,8 @@ pub struct Context {
     /// Whether anybody says all that is known of a connection: who says it sets it, and
     /// enrichers ask the kernel for no more than is read.
     pub in_full: Arc<AtomicBool>,
+    /// Whether an enricher is to run, which knows what connections of TCP carry.
+    pub enriched: bool,
 }
 
 impl Context {
@@ -58,6 +60,7 @@ impl Context {
             metrics: Arc::default(),
             period: Duration::from_secs(1),
             in_full: Arc::default(),
+            enriched: false,
         }
     }
 }
