@@ -98,7 +98,10 @@ fn live(
         let plugin = (spec.build)(section, &context).at(section.path())?;
         plugins.push((spec.name, plugin));
     }
-    let capacity = backends.iter().filter_map(|(_, backend)| backend.capacity()).min();
+    let backend_room = backends.iter().map(|(name, part)| (part.capacity(), *name));
+    let rooms =
+        backend_room.chain(enrichers.iter().map(|(name, part, _)| (part.capacity(), *name)));
+    let capacity = rooms.filter_map(|(room, name)| Some((room?, name))).min();
     let sections = config.plugins.iter().map(|(_, section)| section.path().to_owned());
     let lives =
         sections.zip(&plugins).filter_map(|(path, (_, plugin))| Some((path, plugin.live()?)));

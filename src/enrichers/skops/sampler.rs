@@ -56,6 +56,8 @@ struct Sampler {
     samples: RingBuffer<TcpSample>,
     changes: Arc<Mutex<Changes>>,
     watched: Map<FlowKey, u32>,
+    /// How many entries that has room for.
+    capacity: u32,
     lost: PerCpuArray,
     period: Duration,
     is_verbose: bool,
@@ -117,6 +119,7 @@ fn open(section: &Section, context: &Context) -> Result<Sampler> {
         samples: object.ring_buffer("samples")?,
         changes: Arc::new(Mutex::new(Changes { ring, found: HashMap::new() })),
         watched: object.map("watched")?,
+        capacity: context.max_flows,
         lost: object.per_cpu_array("lost")?,
         period: context.period,
         is_verbose: section.bool("debugMode"),
@@ -155,6 +158,10 @@ impl Enricher for Sampler {
             // The socket knows more, if there is one.
             look(&mut diag, id, in_full.load(Relaxed)).or(change.map(|(info, _)| info))
         })))
+    }
+
+    fn capacity(&self) -> Option<u32> {
+        Some(self.capacity)
     }
 
     fn run(mut self: Box<Self>, watch: Queue, out: Inlet, stop: Stop) -> Result<()> {
