@@ -105,7 +105,10 @@ fn live(
         trials.filter_map(|((_, s), (_, plugin))| Some((path(s), plugin.trial()?))).collect();
     let tried = config.backends.iter().zip(&backends);
     trials.extend(tried.filter_map(|((_, s), (_, backend))| Some((path(s), backend.trial()?))));
-    let capacity = backends.iter().filter_map(|(_, backend)| backend.capacity()).min();
+    let backend_room = backends.iter().map(|(name, part)| (part.capacity(), *name));
+    let rooms =
+        backend_room.chain(enrichers.iter().map(|(name, part, _)| (part.capacity(), *name)));
+    let capacity = rooms.filter_map(|(room, name)| Some((room?, name))).min();
     let sections = config.plugins.iter().map(|(_, section)| path(section));
     let lives =
         sections.zip(&plugins).filter_map(|(path, (_, plugin))| Some((path, plugin.live()?)));

@@ -31,6 +31,10 @@ const DCTCP: u16 = 9;
 /// INET_DIAG_BBRINFO.
 const BBR: u16 = 16;
 
+/// The states of a connection that has had the other side's FIN: TIME-WAIT, closed,
+/// CLOSE-WAIT, LAST-ACK, CLOSING.
+const AFTER_FIN: [u8; 5] = [6, 7, 8, 9, 11];
+
 /// What everybody reads who reads samples.
 const ALWAYS: u32 = 1 << INFO | 1 << CONGESTION | 1 << SOCKET_MEMORY;
 
@@ -130,6 +134,7 @@ impl FlowInfo {
     /// Takes from a sample that was before what this one lacks, as that of a socket that is
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
+        self.correct(before);
         if self.is_whole || self.attributes.len() >= before.attributes.len() {
             return;
         }
@@ -143,6 +148,38 @@ impl FlowInfo {
             let mut kept = self.attributes.to_vec();
             rest.for_each(|(kind, value)| append(&mut kept, kind, value));
             self.attributes = kept.into();
+        }
+    }
+
+    /// Of a socket that is gone: in which state it was closed, as far as it follows from what was
+    /// seen of it before (RFC 9293 section 3.3.2). What counts is whether the other side's
+    /// FIN has come.
+    fn correct(&mut self, before: &FlowInfo) {
+        let (Some(then), Some(now)) = (before.tcp_info(), self.tcp_info()) else { return };
+        if self.is_whole || self.by_program {
+            return;
+        }
+        let grown =
+            |count: fn(TcpInfo<'_>) -> Option<u64>| Some(count(now)?.saturating_sub(count(then)?));
+        let octets = grown(|info| info.bytes_received());
+        let packets = grown(|info| info.data_segs_in().map(u64::from));
+        let state = match (then.state(), now.state()) {
+            (Some(seen), _) if AFTER_FIN.contains(&seen) => seen,
+            // Nothing has come.
+            (Some(seen), _) if octets == Some(0) => seen,
+            // Something, and it was no data.
+            (_, Some(1..=5)) if packets == Some(0) => 7,
+            // Closed on this side, and not held up by anything, so somebody waited for the FIN.
+            (Some(5), Some(4)) => 6,
+            // In order it does not end so.
+            (Some(4 | 5), Some(9)) => 5,
+            // This side's FIN has been acknowledged since.
+            (Some(1), Some(1)) if grown(|info| info.acknowledged_control()) > Some(0) => 9,
+            _ => return,
+        };
+        // The first attribute.
+        if let Some(field) = self.attributes.get_mut(4) {
+            *field = state;
         }
     }
 
@@ -216,19 +253,30 @@ impl FlowInfo {
         self.tcp_info().and_then(|info| info.state()) == Some(7)
     }
 
-    /// How much the connection has carried, whatever flows it had: octets of payload, without retransmissions. On
-    /// kernels before 4.19 one more may count as sent, for the SYN.
+    /// How much the connection has carried, whatever flows it had: octets of payload, without
+    /// retransmissions.
+    ///
+    /// Kernels before 4.19 do not count the data that was sent, but what was acknowledged: a
+    /// little less while data is on its way, and one octet more if this side has opened the
+    /// connection, for its SYN. They do not say who has.
     pub fn usage(&self) -> Option<Usage> {
         let info = self.tcp_info()?;
+        let state = info.state().unwrap_or(0);
         let sent = match (info.bytes_sent(), info.bytes_retrans()) {
             (Some(sent), Some(again)) => sent.saturating_sub(again),
-            _ => info.bytes_acked()?,
+            // Nothing but a SYN and a FIN.
+            _ if info.data_segs_out() == Some(0) => 0,
+            // These are the states after this side's FIN, which counts if all is acknowledged.
+            _ => {
+                let waiting = (info.unacked(), info.notsent_bytes()) != (Some(0), Some(0));
+                let over = !waiting && [4, 5, 6, 7, 9, 11].contains(&state);
+                info.bytes_acked()?.saturating_sub(over.into())
+            }
         };
-        // The other side's FIN counts as an octet, and these are the states after it.
-        let over = [6, 7, 8, 9, 11].contains(&info.state().unwrap_or(0));
+        // The other side's FIN counts as an octet.
         let octets = info.bytes_received()?;
         let only_fin = octets == 1 && info.data_segs_in() == Some(0);
-        let received = octets.saturating_sub((over || only_fin).into());
+        let received = octets.saturating_sub((AFTER_FIN.contains(&state) || only_fin).into());
         Some(Usage { received, sent })
     }
 
@@ -306,5 +354,89 @@ mod tests {
         now.complete(&before);
         assert_eq!((now.congestion(), now.bbr()), (Some("bbr"), before.bbr()));
         assert_eq!(now.tcp_info().unwrap().state(), Some(7));
+    }
+
+    /// A tcp_info of `length` octets, with these octets acknowledged, received and sent, and
+    /// packets of data received and sent.
+    fn info(length: usize, state: u8, octets: [u64; 3], packets: [u32; 2]) -> Vec<u8> {
+        let mut info = vec![0; 248];
+        info[0] = state;
+        for (at, number) in [(120, octets[0]), (128, octets[1]), (200, octets[2])] {
+            info[at..at + 8].copy_from_slice(&number.to_ne_bytes());
+        }
+        for (at, number) in [(152, packets[0]), (156, packets[1])] {
+            info[at..at + 4].copy_from_slice(&number.to_ne_bytes());
+        }
+        info.truncate(length);
+        info
+    }
+
+    fn usage(info: &[u8]) -> (u64, u64) {
+        let bytes = attributes(&[(INFO, info)]);
+        let kinds = Kinds::new(u8::MAX, false);
+        let info = FlowInfo::new(Timestamp(1), 1, kinds, &[], Attributes(&bytes));
+        info.usage().map(|usage| (usage.sent, usage.received)).unwrap()
+    }
+
+    /// As kernels of all ages tell; before 4.19 what was acknowledged has to do.
+    #[test]
+    fn usage_is_had_from_a_tcp_info_of_any_length() {
+        for length in [216, 224, 232, 240, 248] {
+            assert_eq!(usage(&info(length, 1, [1001, 70, 1000], [1, 1])), (1000, 70));
+            assert_eq!(usage(&info(length, 6, [1002, 71, 1000], [1, 1])), (1000, 70));
+        }
+        for length in [160, 192, 200, 208] {
+            // The other side has opened the connection; this one's FIN is no data.
+            assert_eq!(usage(&info(length, 1, [1000, 70, 0], [1, 1])), (1000, 70));
+            for state in [5, 6, 7] {
+                let received = if state == 5 { 70 } else { 71 };
+                let info = info(length, state, [1001, received, 0], [1, 1]);
+                assert_eq!(usage(&info), (1000, 70), "{length} {state}");
+            }
+            // One that waits to be acknowledged is not among what was.
+            let mut last = info(length, 9, [1000, 71, 0], [1, 1]);
+            last[24] = 1;
+            assert_eq!(usage(&last), (1000, 70));
+            // The SYN of this side is, as long as it has sent nothing else.
+            assert_eq!(usage(&info(length, 1, [1, 0, 0], [0, 0])), (0, 0));
+            assert_eq!(usage(&info(length, 6, [2, 1, 0], [0, 0])), (0, 0));
+            assert_eq!(usage(&info(length, 1, [1001, 70, 0], [1, 1])), (1001, 70));
+        }
+    }
+
+    /// How it was closed, by what was seen before.
+    #[test]
+    fn the_end_of_a_socket_is_corrected_by_what_was_seen_of_it() {
+        let seen = |state, received, packets| {
+            let bytes = attributes(&[(INFO, &info(248, state, [1, received, 0], [packets, 0]))]);
+            let kinds = Kinds::new(u8::MAX, false);
+            FlowInfo::new(Timestamp(1), 1, kinds, &[], Attributes(&bytes))
+        };
+        for (before, told, received, packets, due) in [
+            // The FIN was there.
+            (8, 1, 101, 1, 8),
+            (11, 4, 101, 1, 11),
+            // Nothing has come since, or nothing but it.
+            (1, 9, 100, 1, 1),
+            (5, 9, 100, 1, 5),
+            (5, 4, 101, 1, 7),
+            (1, 1, 101, 1, 7),
+            // Data has, and it may have come with that.
+            (1, 9, 120, 2, 9),
+            (1, 1, 120, 2, 1),
+            (5, 4, 120, 2, 6),
+            (4, 9, 120, 2, 5),
+            (5, 5, 120, 2, 5),
+        ] {
+            let bytes = attributes(&[(INFO, &info(248, 7, [1, received, 0], [packets, 0]))]);
+            let mut last = FlowInfo::last(Timestamp(2), 1, Attributes(&bytes), told);
+            last.complete(&seen(before, 100, 1));
+            let state = |info: &FlowInfo| info.tcp_info().unwrap().state();
+            assert_eq!(state(&last), Some(due), "{before} {told} {received}");
+            // And stays so when it is told again.
+            let mut again = FlowInfo::last(Timestamp(2), 1, Attributes(&bytes), told);
+            again.complete(&last);
+            assert_eq!(state(&again), Some(due), "{before} {told} {received}");
+        }
     }
 }

@@ -37,8 +37,9 @@ pub struct Origin {
 pub struct Reloader {
     origin: Origin,
     config: Config,
-    /// How many flows the backends have room for, if that is bounded.
-    capacity: Option<u32>,
+    /// How many flows backends and enrichers have room for, if that is bounded, and which has
+    /// the least.
+    capacity: Option<(u32, &'static str)>,
     /// The plugins with live keys, by the path of their sections.
     plugins: Vec<(String, Live)>,
     /// Of the parts that may find out late that they cannot obey, by the path of their
@@ -79,7 +80,7 @@ impl Reloader {
     pub fn new(
         origin: Origin,
         config: Config,
-        capacity: Option<u32>,
+        capacity: Option<(u32, &'static str)>,
         plugins: Vec<(String, Live)>,
         trials: Vec<(String, Trial)>,
     ) -> Self {
@@ -198,8 +199,8 @@ impl Reloader {
         if !change.is_live() {
             return Some(String::new());
         }
-        let capacity = self.capacity.filter(|capacity| new.max_flows() > *capacity)?;
-        (change.path() == "maxFlows").then(|| format!(": the marker has room for {capacity}"))
+        let (room, who) = self.capacity.filter(|(room, _)| new.max_flows() > *room)?;
+        (change.path() == "maxFlows").then(|| format!(": {who} has room for {room}"))
     }
 
     /// The sections of backends that have live keys.
@@ -265,7 +266,8 @@ mod tests {
     #[test]
     fn a_limit_beyond_the_room_of_a_backend_needs_a_restart() {
         let origin = Origin { path: "/nowhere".into(), log_level: None };
-        let mut reloader = Reloader::new(origin, config(100), Some(100), Vec::new(), Vec::new());
+        let capacity = Some((100, "marker"));
+        let mut reloader = Reloader::new(origin, config(100), capacity, Vec::new(), Vec::new());
         for (max_flows, changed, in_force) in [
             (50, true, 50),
             (101, false, 50),
@@ -281,7 +283,7 @@ mod tests {
         let new = config(101);
         let change = &reloader.config.changes(&new)[0];
         let said = format!("{change} needs a restart{}", reloader.obstacle(change, &new).unwrap());
-        assert_eq!(said, "maxFlows: 100 -> 101 needs a restart: the marker has room for 100");
+        assert_eq!(said, "maxFlows: 100 -> 101 needs a restart: marker has room for 100");
         // Nobody who bounds it.
         reloader.capacity = None;
         reloader.adopt(&config(101));

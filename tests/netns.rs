@@ -22,6 +22,7 @@ mod paths;
 mod perfsonar;
 mod privilege;
 mod prometheus;
+mod responder;
 mod rig;
 mod rules;
 mod skops;

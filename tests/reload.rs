@@ -333,7 +333,7 @@ fn the_marker_s_room_is_that_of_the_start() {
     let mut daemon = Daemon::start_in(&namespace, config(50, "label"));
     let said = reload_with(&mut daemon, &config(60, "hopByHop"));
     let expected = [
-        "warn: maxFlows: 50 -> 60 needs a restart: the marker has room for 50".to_owned(),
+        "warn: maxFlows: 50 -> 60 needs a restart: marker has room for 50".to_owned(),
         "warn: backends.marker.markingStrategy: \"label\" -> \"hopByHop\" needs a restart"
             .to_owned(),
         format!(
@@ -343,5 +343,30 @@ fn the_marker_s_room_is_that_of_the_start() {
     assert_eq!(said, expected);
     let said = reload_with(&mut daemon, &config(40, "label"));
     assert_eq!(said, [format!("{RELOADED}changed maxFlows")]);
+    daemon.stop(&["needs a restart"]);
+}
+
+/// Without the marker too.
+#[cfg(feature = "ebpf")]
+#[test]
+fn the_room_of_enricher_skops_is_that_of_the_start() {
+    if skip_unless_root() {
+        return;
+    }
+    let config = |max_flows: u32| {
+        json!({
+            "maxFlows": max_flows,
+            "plugins": { "namedPipe": {} },
+            "enrichers": { "skops": {} },
+            "backends": { "firefly": {} },
+        })
+    };
+    let mut daemon = Daemon::start(config(50));
+    let expected = [
+        "warn: maxFlows: 50 -> 60 needs a restart: skops has room for 50".to_owned(),
+        format!("{RELOADED}nothing changed; needs a restart: maxFlows"),
+    ];
+    assert_eq!(reload_with(&mut daemon, &config(60)), expected);
+    assert_eq!(reload_with(&mut daemon, &config(40)), [format!("{RELOADED}changed maxFlows")]);
     daemon.stop(&["needs a restart"]);
 }

@@ -36,7 +36,8 @@ pub static TOP: &[Key] = &[
         live: true,
         doc: "How many flows may be open at a time. A start beyond that is refused and its sender \
               is told so, where the way it came allows it. No open flow ever makes room for a new \
-              one. With the marker, more than glowd was started with needs a restart.",
+              one. With the marker or enricher skops, more than glowd was started with needs a \
+              restart.",
     },
     Key {
         name: "idleTimeout",

@@ -29,6 +29,11 @@ pub trait Enricher: Send {
         Ok(None)
     }
 
+    /// How many open flows it has room for, since it was built; none: for any number.
+    fn capacity(&self) -> Option<u32> {
+        None
+    }
+
     /// Runs on a thread of its own until `stop` says so; waits with `stop` in its poll set,
     /// and not for `watch`, which tells of the flows that start and end. An error stops the
     /// daemon.

@@ -81,6 +81,8 @@ families! {
         "Entries in a map of the marker.";
     MAP_ENTRIES_LIMIT: Gauge "glowd_bpf_map_entries_limit" ["map"]
         "The most entries that a map of the marker has room for.";
+    FLOWS_UNCOUNTED: Counter "glowd_flows_uncounted_total" []
+        "Flows whose packets the marker does not count, since all its counters were in use.";
     UNMARKED: Counter "glowd_unmarked_packets_total" ["reason"]
         "Packets of open flows, or that a rule is for, that went out unmarked, by reason.";
     FIREFLIES_SENT: Counter "glowd_fireflies_sent_total" ["recipient"]

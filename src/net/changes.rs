@@ -4,15 +4,18 @@
 //! A notification says that something is different, not how things are: whoever
 //! hears of one lists the interfaces again. So one that is lost, because the socket's
 //! buffer was full, does no harm as long as any arrives; and the kernel says that
-//! some were lost. Only what a list cannot show is kept: which interfaces went, since
-//! another may have got the number of one of them.
+//! some were lost. Only what a list cannot show is kept: which interfaces and addresses went,
+//! since another interface may have got the number of one of them, and an address may be there
+//! again in another network.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{recvfrom, NetlinkAddr, SockProtocol};
 
+use super::attributes::Attributes;
 use super::netlink::{first_message, subscribe, u16_at, u32_at, HEADER};
 use crate::error::{Error, Result};
 
@@ -26,6 +29,17 @@ const BUFFER: usize = 16 * 1024;
 pub const LINKS: u32 = 0x1 | 0x100;
 /// The same: all addresses (RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR).
 pub const ADDRESSES: u32 = 0x10 | 0x100;
+
+/// What went.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Interfaces, by their indices.
+    pub links: BTreeSet<u32>,
+    /// Addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Some notifications were lost, so more may have gone.
+    pub more: bool,
+}
 
 /// A socket that is readable when something has changed in the network namespace of
 /// the thread that opened it.
@@ -47,24 +61,25 @@ impl Changes {
         Ok(Changes { fd, buffer: vec![0; BUFFER] })
     }
 
-    /// Takes the notifications that are there, does not wait, and returns the indices
-    /// of interfaces that went. More may be there afterwards.
+    /// Takes the notifications that are there, does not wait, and returns what went. More
+    /// may be there afterwards.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn take(&mut self) -> nix::Result<BTreeSet<u32>> {
-        let mut gone = BTreeSet::new();
+    pub fn take(&mut self) -> nix::Result<Gone> {
+        let mut gone = Gone::default();
         for _ in 0..AT_ONCE {
             match recvfrom::<NetlinkAddr>(self.fd.as_raw_fd(), &mut self.buffer) {
                 // Other processes may send to us, too.
                 Ok((_, sender)) if sender.is_none_or(|sender| sender.pid() != 0) => {}
                 Ok((size, _)) => {
                     let end = size.min(self.buffer.len());
-                    gone.extend(departures(&self.buffer[..end]));
+                    gone.read(&self.buffer[..end]);
                 }
                 Err(Errno::EAGAIN) => break,
                 // Some were lost: the list will tell.
-                Err(Errno::EINTR | Errno::ENOBUFS) => {}
+                Err(Errno::ENOBUFS) => gone.more = true,
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
@@ -78,19 +93,34 @@ impl AsFd for Changes {
     }
 }
 
-/// The interfaces that a datagram says went.
-fn departures(mut datagram: &[u8]) -> Vec<u32> {
-    let mut gone = Vec::new();
-    while let Some(message) = first_message(datagram) {
-        // A bridge says of a port that leaves it what the kernel says of an interface
-        // that goes, under a family of its own.
-        let (family, index) = (message.get(HEADER), u32_at(message, HEADER + 4));
-        if u16_at(message, 4) == Some(libc::RTM_DELLINK) && family == Some(&0) {
-            gone.extend(index);
+impl Gone {
+    /// Takes note of what a datagram says went.
+    fn read(&mut self, mut datagram: &[u8]) {
+        while let Some(message) = first_message(datagram) {
+            let family = message.get(HEADER);
+            match u16_at(message, 4) {
+                // A bridge says of a port that leaves it what the kernel says of an interface
+                // that goes, under a family of its own.
+                Some(libc::RTM_DELLINK) if family == Some(&0) => {
+                    self.links.extend(u32_at(message, HEADER + 4));
+                }
+                Some(libc::RTM_DELADDR) => self.addresses.extend(address(message)),
+                _ => {}
+            }
+            datagram = datagram.get(message.len().next_multiple_of(4)..).unwrap_or_default();
         }
-        datagram = datagram.get(message.len().next_multiple_of(4)..).unwrap_or_default();
     }
-    gone
+}
+
+/// The address that a message is about: struct ifaddrmsg and its attributes, of which
+/// IFA_LOCAL is this host's own, and IFA_ADDRESS is too unless the link is point-to-point.
+fn address(message: &[u8]) -> Option<IpAddr> {
+    let attributes = Attributes(message.get(HEADER + 8..)?);
+    let found = attributes.clone().find(libc::IFA_LOCAL).or(attributes.find(libc::IFA_ADDRESS))?;
+    match found.len() {
+        4 => <[u8; 4]>::try_from(found).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(found).ok().map(IpAddr::from),
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +134,38 @@ mod tests {
         bytes[HEADER] = family;
         bytes[HEADER + 4..HEADER + 8].copy_from_slice(&index.to_ne_bytes());
         bytes
+    }
+
+    fn departures(datagram: &[u8]) -> Vec<u32> {
+        let mut gone = Gone::default();
+        gone.read(datagram);
+        gone.links.into_iter().collect()
+    }
+
+    #[test]
+    fn addresses_that_go_are_told() {
+        let told = |kind, attributes: &[(u16, &[u8])]| {
+            let mut bytes = message(kind, 2, 1);
+            bytes.truncate(HEADER + 8);
+            for (kind, value) in attributes {
+                bytes.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+                bytes.extend(kind.to_ne_bytes());
+                bytes.extend(*value);
+            }
+            bytes[0] = u8::try_from(bytes.len()).unwrap();
+            let mut gone = Gone::default();
+            gone.read(&bytes);
+            // No length is trusted.
+            (0..bytes.len()).for_each(|length| Gone::default().read(&bytes[..length]));
+            gone.addresses.into_iter().map(|ip| ip.to_string()).collect::<Vec<_>>()
+        };
+        let (peer, own) = (&[10, 0, 0, 1][..], &[10, 0, 0, 2][..]);
+        let both = [(libc::IFA_ADDRESS, peer), (libc::IFA_LOCAL, own)];
+        assert_eq!(told(libc::RTM_DELADDR, &both), ["10.0.0.2"]);
+        assert_eq!(told(libc::RTM_NEWADDR, &both), [""; 0]);
+        let v6 = [(libc::IFA_ADDRESS, &[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5][..])];
+        assert_eq!(told(libc::RTM_DELADDR, &v6), ["fd00::5"]);
+        assert_eq!(told(libc::RTM_DELADDR, &[(libc::IFA_LOCAL, &[1, 2])]), [""; 0]);
     }
 
     #[test]

@@ -257,6 +257,13 @@ impl TcpInfo<'_> {
         Some(if cfg!(target_endian = "little") { flags >> 1 } else { flags >> 5 } & 3)
     }
 
+    /// How many of this side's SYN and FIN have been acknowledged; None: not all data has been,
+    /// or it is not counted by itself, as before 4.19.
+    pub fn acknowledged_control(self) -> Option<u64> {
+        let data = self.bytes_sent()?.saturating_sub(self.bytes_retrans()?);
+        self.bytes_acked()?.checked_sub(data).filter(|_| self.unacked() == Some(0))
+    }
+
     /// Whether the delivery rate was limited by what the program had to send.
     pub fn is_app_limited(self) -> Option<bool> {
         let bit = if cfg!(target_endian = "little") { 1 } else { 128 };

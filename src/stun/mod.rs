@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use log::error;
+use log::{error, info};
 
 use crate::config::{Key, Kind, Section, Value};
 use crate::error::{Class, Error, Result};
@@ -32,6 +32,9 @@ const NAME: &str = "backends.firefly.stun";
 
 /// Where servers listen if nobody says otherwise (RFC 8489 section 18.6).
 const PORT: u16 = 3478;
+
+/// What is said where nobody is to be asked.
+const NOBODY: &str = "this host has no private address to ask for";
 
 /// So many addresses are asked for, and no more.
 const MOST: usize = 128;
@@ -282,6 +285,9 @@ pub fn sample(section: &Section) -> Result<String> {
     }
     let private = private_addresses(&settings.manual)
         .map_err(|error| Error::os("cannot list the addresses of this host", error))?;
+    if private.is_empty() {
+        info!("{NOBODY}");
+    }
     let (mut inquiries, mut outcomes) = (Inquiries::default(), Vec::new());
     for local in &private {
         match Inquiry::start(*local, &servers, RTO, Instant::now()) {

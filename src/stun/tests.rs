@@ -1,6 +1,6 @@
 //! Asking a responder of the test on loopback, which loses, delays, forges and cuts.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 
 use super::message::{request, TransactionId};
@@ -17,9 +17,12 @@ const FAST: Duration = Duration::from_millis(1);
 /// A server under the test's control.
 struct Server(UdpSocket);
 
+/// Both families.
+const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
 impl Server {
-    fn new() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    fn new(ip: IpAddr) -> Self {
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Server(socket)
     }
@@ -50,17 +53,19 @@ impl Server {
 }
 
 /// An answer with that public address, or an error response.
-fn answer(id: &TransactionId, public: Option<[u8; 4]>) -> Vec<u8> {
+fn answer(id: &TransactionId, public: Option<IpAddr>) -> Vec<u8> {
     let (kind, attribute) = match public {
-        Some([a, b, c, d]) => (1, [0, 1, 0, 8, 0, 1, 0, 9, a, b, c, d]),
-        None => (0x11, [0, 9, 0, 8, 0, 0, 4, 1, b' ', b' ', b' ', b' ']),
+        Some(IpAddr::V4(ip)) => (1, [&[0, 1, 0, 8, 0, 1, 0, 9][..], &ip.octets()].concat()),
+        Some(IpAddr::V6(ip)) => (1, [&[0, 1, 0, 20, 0, 2, 0, 9][..], &ip.octets()].concat()),
+        None => (0x11, [&[0, 9, 0, 8, 0, 0, 4, 1][..], b"    "].concat()),
     };
-    [&[1, kind, 0, 12], &request(id)[4..], &attribute].concat()
+    let length = u8::try_from(attribute.len()).unwrap();
+    [&[1, kind, 0, length], &request(id)[4..], &attribute].concat()
 }
 
 fn inquiries(servers: &[&Server], rto: Duration) -> Inquiries {
     let servers: Vec<_> = servers.iter().map(|server| server.address()).collect();
-    let local = "127.0.0.1".parse().unwrap();
+    let local = servers[0].ip();
     let mut inquiries = Inquiries::default();
     inquiries.add(Inquiry::start(local, &servers, rto, Instant::now()).unwrap());
     inquiries
@@ -85,102 +90,122 @@ fn step(inquiries: &mut Inquiries) {
     assert!(outcomes.is_empty(), "{outcomes:?}");
 }
 
-const PUBLIC: [u8; 4] = [203, 0, 113, 7];
+/// What is told to who asks from there, and a lie.
+fn public(family: IpAddr) -> IpAddr {
+    if family.is_ipv4() { "203.0.113.7" } else { "2001:db8:113::7" }.parse().unwrap()
+}
 
-fn public() -> IpAddr {
-    PUBLIC.into()
+fn lie(family: IpAddr) -> IpAddr {
+    if family.is_ipv4() { "198.51.100.66" } else { "2001:db8:666::66" }.parse().unwrap()
 }
 
 #[test]
 fn an_answer_ends_it_and_only_the_first_server_is_asked_at_first() {
-    let (server, other) = (Server::new(), Server::new());
-    let mut inquiries = inquiries(&[&server, &other], SLOW);
-    step(&mut inquiries);
-    let (id, from) = server.request();
-    server.send(&answer(&id, Some(PUBLIC)), from);
-    assert_eq!(outcome(&mut inquiries), Ok((public(), server.address())));
-    assert!(other.has_nothing());
+    for family in FAMILIES {
+        let (server, other) = (Server::new(family), Server::new(family));
+        let mut inquiries = inquiries(&[&server, &other], SLOW);
+        step(&mut inquiries);
+        let (id, from) = server.request();
+        server.send(&answer(&id, Some(public(family))), from);
+        assert_eq!(outcome(&mut inquiries), Ok((public(family), server.address())));
+        assert!(other.has_nothing());
+    }
 }
 
 /// Requests that are lost are sent again with the same id, seven in all to the first
 /// server, six to the second; an answer to any of them serves.
 #[test]
 fn it_is_given_up_after_seven_requests() {
-    let (server, other) = (Server::new(), Server::new());
-    let mut inquiries = inquiries(&[&server, &other], FAST);
-    assert_eq!(outcome(&mut inquiries), Err("no STUN server answers".into()));
-    let ids: Vec<_> = (0..7).map(|_| server.request().0).collect();
-    assert!(ids.iter().all(|id| *id == ids[0]));
-    let others: Vec<_> = (0..6).map(|_| other.request().0).collect();
-    assert!(others.iter().all(|id| *id == others[0] && *id != ids[0]));
-    assert!(server.has_nothing() && other.has_nothing());
+    for family in FAMILIES {
+        let (server, other) = (Server::new(family), Server::new(family));
+        let mut inquiries = inquiries(&[&server, &other], FAST);
+        assert_eq!(outcome(&mut inquiries), Err("no STUN server answers".into()));
+        let ids: Vec<_> = (0..7).map(|_| server.request().0).collect();
+        assert!(ids.iter().all(|id| *id == ids[0]));
+        let others: Vec<_> = (0..6).map(|_| other.request().0).collect();
+        assert!(others.iter().all(|id| *id == others[0] && *id != ids[0]));
+        assert!(server.has_nothing() && other.has_nothing());
+    }
 }
 
 #[test]
 fn a_late_answer_serves_as_long_as_anybody_waits() {
-    let server = Server::new();
-    // All are sent, and the last one is waited for.
-    let rto = Duration::from_millis(10);
-    let mut inquiries = inquiries(&[&server], rto);
-    let thread = thread::spawn(move || {
-        let requests: Vec<_> = (0..5).map(|_| server.request()).collect();
-        server.send(&answer(&requests[0].0, Some(PUBLIC)), requests[0].1);
-    });
-    assert_eq!(outcome(&mut inquiries).map(|(ip, _)| ip), Ok(public()));
-    thread.join().unwrap();
+    for family in FAMILIES {
+        let server = Server::new(family);
+        // All are sent, and the last one is waited for.
+        let rto = Duration::from_millis(10);
+        let mut inquiries = inquiries(&[&server], rto);
+        let thread = thread::spawn(move || {
+            let requests: Vec<_> = (0..5).map(|_| server.request()).collect();
+            server.send(&answer(&requests[0].0, Some(public(family))), requests[0].1);
+        });
+        assert_eq!(outcome(&mut inquiries).map(|(ip, _)| ip), Ok(public(family)));
+        thread.join().unwrap();
+    }
 }
 
 #[test]
 fn forged_and_damaged_answers_change_nothing() {
-    let (server, forger) = (Server::new(), Server::new());
-    let mut inquiries = inquiries(&[&server], SLOW);
-    step(&mut inquiries);
-    let (id, from) = server.request();
-    let good = answer(&id, Some(PUBLIC));
-    let wrong = answer(&id, Some([198, 51, 100, 66]));
-    // Another source, even with the right id; another id; no cookie; cut; too long.
-    forger.send(&wrong, from);
-    let mut other_id = id;
-    other_id[0] ^= 1;
-    server.send(&answer(&other_id, Some([198, 51, 100, 66])), from);
-    let mut no_cookie = wrong.clone();
-    no_cookie[4] = 0;
-    server.send(&no_cookie, from);
-    (0..good.len()).for_each(|length| server.send(&wrong[..length], from));
-    server.send(&[&wrong[..], &[0; 4]].concat(), from);
-    server.send(&[0; 1500], from);
-    step(&mut inquiries);
-    step(&mut inquiries);
-    server.send(&good, from);
-    assert_eq!(outcome(&mut inquiries), Ok((public(), server.address())));
+    for family in FAMILIES {
+        let (server, forger) = (Server::new(family), Server::new(family));
+        let mut inquiries = inquiries(&[&server], SLOW);
+        step(&mut inquiries);
+        let (id, from) = server.request();
+        let good = answer(&id, Some(public(family)));
+        let wrong = answer(&id, Some(lie(family)));
+        // Another source, even with the right id; another id; no cookie; cut; too long.
+        forger.send(&wrong, from);
+        let mut other_id = id;
+        other_id[0] ^= 1;
+        server.send(&answer(&other_id, Some(lie(family))), from);
+        let mut no_cookie = wrong.clone();
+        no_cookie[4] = 0;
+        server.send(&no_cookie, from);
+        (0..good.len()).for_each(|length| server.send(&wrong[..length], from));
+        server.send(&[&wrong[..], &[0; 4]].concat(), from);
+        server.send(&[0; 1500], from);
+        step(&mut inquiries);
+        step(&mut inquiries);
+        server.send(&good, from);
+        assert_eq!(outcome(&mut inquiries), Ok((public(family), server.address())));
+    }
 }
 
 #[test]
 fn a_server_that_refuses_is_asked_no_more_and_the_next_one_serves() {
-    let (server, other) = (Server::new(), Server::new());
-    let mut inquiries = inquiries(&[&server, &other], FAST * 100);
-    step(&mut inquiries);
-    let (id, from) = server.request();
-    server.send(&answer(&id, None), from);
-    let thread = thread::spawn(move || {
-        let (id, from) = other.request();
-        other.send(&answer(&id, Some(PUBLIC)), from);
-    });
-    assert_eq!(outcome(&mut inquiries).map(|(ip, _)| ip), Ok(public()));
-    assert!(server.has_nothing());
-    thread.join().unwrap();
+    for family in FAMILIES {
+        let (server, other) = (Server::new(family), Server::new(family));
+        let mut inquiries = inquiries(&[&server, &other], FAST * 100);
+        step(&mut inquiries);
+        let (id, from) = server.request();
+        server.send(&answer(&id, None), from);
+        let thread = thread::spawn(move || {
+            let (id, from) = other.request();
+            other.send(&answer(&id, Some(public(family))), from);
+        });
+        assert_eq!(outcome(&mut inquiries).map(|(ip, _)| ip), Ok(public(family)));
+        assert!(server.has_nothing());
+        thread.join().unwrap();
+    }
 }
 
 #[test]
 fn addresses_that_cannot_be_are_refused() {
-    for public in [None, Some([0, 0, 0, 0]), Some([127, 0, 0, 1]), Some([224, 0, 0, 1])] {
-        let server = Server::new();
-        let mut inquiries = inquiries(&[&server], SLOW);
-        step(&mut inquiries);
-        let (id, from) = server.request();
-        server.send(&answer(&id, public), from);
-        let cause = outcome(&mut inquiries).unwrap_err();
-        assert!(cause.starts_with("the answer of 127.0.0.1:"), "{cause}");
+    let of_v4 = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "2001:db8::1"];
+    // One that is mapped is of the other family.
+    let of_v6 = ["::", "::1", "ff02::1", "192.0.2.1", "::ffff:192.0.2.1"];
+    for (family, addresses) in FAMILIES.into_iter().zip([&of_v4[..], &of_v6]) {
+        let all = addresses.iter().map(|ip| Some(ip.parse().unwrap()));
+        for public in all.chain([None]) {
+            let server = Server::new(family);
+            let mut inquiries = inquiries(&[&server], SLOW);
+            step(&mut inquiries);
+            let (id, from) = server.request();
+            server.send(&answer(&id, public), from);
+            let cause = outcome(&mut inquiries).unwrap_err();
+            let who = format!("the answer of {} is of no use", server.address());
+            assert!(cause.starts_with(&who), "{cause}");
+        }
     }
 }
 
@@ -310,7 +335,7 @@ fn private_addresses_are_told_from_others() {
 /// Whether this host has a private address or none: its thread stops while it waits.
 #[test]
 fn stopping_waits_for_nobody() {
-    let server = Server::new();
+    let server = Server::new(FAMILIES[0]);
     let section = section(&[&server.address().to_string(), "stun.example"], &[]);
     let (called, calls) = std::sync::mpsc::channel();
     let (release, released) = std::sync::mpsc::channel::<()>();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::{error, info, log, Level};
 
 use super::inquiry::{Inquiries, Inquiry, Outcome, NOT_YET};
-use super::{private_addresses, Mapping, Pair, Settings, NAME};
+use super::{private_addresses, Mapping, Pair, Settings, NAME, NOBODY};
 use crate::error::{Error, Result};
 use crate::net::collectors::destinations::Collector;
 use crate::net::collectors::resolver::{Asker, Lookup, Pace, Resolver};
@@ -34,6 +34,8 @@ struct Local {
     due: Instant,
     /// Why the last time gave nothing.
     failed: Option<String>,
+    /// It has gone since the last look.
+    has_gone: bool,
 }
 
 /// What the thread owns.
@@ -114,7 +116,7 @@ impl Worker {
     pub(super) fn run(mut self, stop: &Stop) {
         self.look();
         if self.locals.is_empty() {
-            info!("{NAME}: this host has no private address to ask for");
+            info!("{NAME}: {NOBODY}");
         }
         loop {
             match self.step(stop) {
@@ -162,9 +164,16 @@ impl Worker {
         #[cfg(target_os = "linux")]
         if readable.get(own) == Some(&true) {
             self.calm = Instant::now() + CALM;
-            if let Some(Err(errno)) = self.changes.as_mut().map(|changes| changes.take()) {
-                error!("{NAME}: cannot hear of changes any more: {errno}");
-                self.changes = None;
+            match self.changes.as_mut().map(|changes| changes.take()) {
+                // It may be there again already, and the list be the same as it was.
+                Some(Ok(gone)) => self.locals.iter_mut().for_each(|local| {
+                    local.has_gone |= gone.more || gone.addresses.contains(&local.ip);
+                }),
+                Some(Err(errno)) => {
+                    error!("{NAME}: cannot hear of changes any more: {errno}");
+                    self.changes = None;
+                }
+                None => {}
             }
             self.look();
         }
@@ -249,8 +258,8 @@ impl Worker {
         }
     }
 
-    /// Looks which private addresses this host has. If they are not the same any more
-    /// all are asked for: the host may be in another network.
+    /// Looks which private addresses this host has. If they are not the same any more, or
+    /// were not meanwhile, all are asked for: the host may be in another network.
     fn look(&mut self) {
         let found = match private_addresses(&self.manual) {
             Ok(found) => found,
@@ -259,7 +268,8 @@ impl Worker {
                 return;
             }
         };
-        if found.iter().eq(self.locals.iter().map(|local| &local.ip)) {
+        let same = found.iter().eq(self.locals.iter().map(|local| &local.ip));
+        if same && !self.locals.iter().any(|local| local.has_gone) {
             let not_yet = |local: &&mut Local| local.failed.as_deref() == Some(NOT_YET);
             self.locals.iter_mut().filter(not_yet).for_each(|local| local.due = Instant::now());
             return;
@@ -268,13 +278,15 @@ impl Worker {
             warn_limited!("{NAME}: only {} private addresses are asked for", super::MOST);
         }
         let now = Instant::now();
-        self.inquiries.retain(|ip| found.contains(&ip));
         let old = std::mem::take(&mut self.locals);
+        // An answer on its way may be of the network that was.
+        let stays = |local: &&Local| !local.has_gone && found.contains(&local.ip);
+        self.inquiries.retain(|ip| old.iter().filter(stays).any(|local| local.ip == ip));
         for ip in found {
             let known = old.iter().find(|local| local.ip == ip);
             let public = known.and_then(|local| local.public);
             let failed = known.and_then(|local| local.failed.clone());
-            self.locals.push(Local { ip, public, due: now, failed });
+            self.locals.push(Local { ip, public, due: now, failed, has_gone: false });
         }
         self.publish();
     }

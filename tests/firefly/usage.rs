@@ -4,10 +4,13 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
+use glowd::flow::{FlowId, Protocol};
+use glowd::net::sock_diag::{Diag, NO_COOKIE};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{json, Value as Json};
 
 use super::valid;
-use crate::common::{free_port, receive, wait_for, Daemon};
+use crate::common::{free_port, receive, skip_unless_root, wait_for, Daemon};
 
 /// A daemon that measures once in `period` ms, and where its fireflies go.
 fn daemon(period: u64, firefly: Json) -> (Daemon, UdpSocket) {
@@ -38,7 +41,7 @@ pub(super) fn next(sink: &UdpSocket) -> Json {
     valid(std::str::from_utf8(&buffer[..size]).unwrap())
 }
 
-/// Both ends of a connection, and what is said of the first.
+/// Both ends of a connection, and what is said of the near one.
 pub(super) struct Stream {
     pub(super) near: TcpStream,
     far: TcpStream,
@@ -48,7 +51,16 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(listener: &TcpListener) -> Self {
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let far = listener.accept().unwrap().0;
+        Stream::of(near, listener.accept().unwrap().0)
+    }
+
+    /// The near end has been connected to.
+    fn turned(listener: &TcpListener) -> Self {
+        let Stream { near, far, .. } = Stream::new(listener);
+        Stream::of(far, near)
+    }
+
+    fn of(near: TcpStream, far: TcpStream) -> Self {
         let said = |end: SocketAddr| format!("{} {}", end.ip(), end.port());
         let ends = (near.local_addr().unwrap(), near.peer_addr().unwrap());
         let flow = format!("tcp {} {} 2 16", said(ends.0), said(ends.1));
@@ -74,46 +86,209 @@ fn carry(from: &mut TcpStream, to: &mut TcpStream, octets: usize) {
 }
 
 /// How a connection may be closed, the flow's own end being the first.
-const WAYS: [fn(TcpStream, TcpStream); 4] = [
-    |near, far| drop((near, far)),
+const WAYS: [Break; 4] = [
+    |near, far| {
+        drop((near, far));
+        (0, 0)
+    },
     |near, mut far| {
         drop(near);
         assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        (0, 0)
     },
     |mut near, far| {
         drop(far);
         assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+        (0, 0)
     },
     |mut near, mut far| {
         far.shutdown(Shutdown::Write).unwrap();
         assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
         near.shutdown(Shutdown::Write).unwrap();
         assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        (0, 0)
     },
 ];
+
+/// Breaks a connection off.
+fn reset(end: TcpStream) {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&end, sockopt::Linger, &linger).unwrap();
+}
+
+/// Sends what is not read.
+fn leave(from: &mut TcpStream, to: &TcpStream, octets: usize) {
+    from.write_all(&vec![7; octets]).unwrap();
+    let mut buffer = vec![0; octets];
+    wait_for("it to arrive", || (to.peek(&mut buffer).unwrap() == octets).then_some(()));
+}
+
+type Break = fn(TcpStream, TcpStream) -> (usize, usize);
+
+/// How it may be broken off, and what is sent and received on the way.
+const BREAKS: [Break; 5] = [
+    |mut near, far| {
+        reset(far);
+        near.read(&mut [0; 1]).unwrap_err();
+        (0, 0)
+    },
+    // What nobody has read makes it a reset.
+    |near, mut far| {
+        leave(&mut far, &near, 77);
+        drop(near);
+        far.read(&mut [0; 1]).unwrap_err();
+        (0, 77)
+    },
+    |mut near, far| {
+        leave(&mut near, &far, 10);
+        drop(far);
+        near.read(&mut [0; 1]).unwrap_err();
+        (10, 0)
+    },
+    |near, mut far| {
+        leave(&mut far, &near, 77);
+        reset(far);
+        drop(near);
+        (0, 77)
+    },
+    // The other side is over, and refuses what is sent then.
+    |mut near, far| {
+        drop(far);
+        assert_eq!(near.peek(&mut [0; 1]).unwrap(), 0);
+        near.write_all(&[7; 5]).unwrap();
+        wait_for("the refusal", || near.take_error().unwrap());
+        (5, 0)
+    },
+];
+
+/// What cannot be told afterwards by what the kernel then tells.
+const UNTOLD: [Break; 4] = [
+    // By this side.
+    |near, mut far| {
+        reset(near);
+        far.read(&mut [0; 1]).unwrap_err();
+        (0, 0)
+    },
+    // Halfway, by the other side.
+    |near, mut far| {
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        reset(far);
+        (0, 0)
+    },
+    // Closed, one half after the other.
+    |mut near, mut far| {
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+        drop(far);
+        assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+        (0, 0)
+    },
+    // The other side is over, and nobody reads what it said last.
+    |near, mut far| {
+        leave(&mut far, &near, 20);
+        far.shutdown(Shutdown::Write).unwrap();
+        wait_for("the FIN", || (unread(&near) == 21).then_some(()));
+        drop(near);
+        far.read(&mut [0; 1]).unwrap_err();
+        (0, 20)
+    },
+];
+
+/// A FIN counted as one.
+fn unread(end: &TcpStream) -> u32 {
+    let flow = FlowId::new(Protocol::Tcp, end.local_addr().unwrap(), end.peer_addr().unwrap());
+    let mut found = 0;
+    let mut diag = Diag::open().unwrap();
+    diag.look_up(&flow.unwrap(), NO_COOKIE, 0, 0, |socket| found = socket.unread).unwrap();
+    found
+}
+
+/// When something is known of what a flow carries: at its start, since it is measured, or when
+/// its connection has gone, which the kernel tells when it has time.
+#[derive(PartialEq, Eq)]
+enum Known {
+    First,
+    Last,
+}
+
+fn wait_until_known(daemon: &Daemon) {
+    let usage = || daemon.get("/flows").1["flows"][0]["usage"].clone();
+    wait_for("the usage", || usage().is_object().then_some(()));
+}
+
+/// Ends many connections in these ways while their flows are open, then the flows, and compares.
+fn ends_exactly((mut daemon, sink): (Daemon, UdpSocket), ways: &[Break], known: &Known) {
+    for address in ["[::1]:0", "127.0.0.1:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        for (way, close) in ways.iter().enumerate() {
+            for (there, back) in [(3_000_001, 70_003), (400_000, 0), (0, 5_000), (0, 0)] {
+                for make in [Stream::new, Stream::turned] {
+                    let mut stream = make(&listener);
+                    daemon.write(&format!("start {}\n", stream.flow));
+                    assert_eq!(next(&sink)["flow-lifecycle"]["state"], "start");
+                    if *known == Known::First {
+                        wait_until_known(&daemon);
+                    }
+                    stream.carry(there, back);
+                    let Stream { near, far, flow } = stream;
+                    let more = close(near, far);
+                    if *known == Known::Last {
+                        wait_until_known(&daemon);
+                    }
+                    daemon.write(&format!("end {flow}\n"));
+                    let end = next(&sink);
+                    assert_eq!(end["flow-lifecycle"]["state"], "end");
+                    let usage = json!({ "received": back + more.1, "sent": there + more.0 });
+                    assert_eq!(end["usage"], usage, "{flow}, way {way}");
+                }
+            }
+        }
+    }
+    daemon.stop(&[]);
+}
 
 /// No sample is taken in an hour: what is known comes from the socket's end.
 #[test]
 fn usage_is_exact_where_the_socket_goes_before_the_flow_and_between_two_samples() {
-    let (mut daemon, sink) = daemon(3_600_000, json!({}));
-    for address in ["[::1]:0", "127.0.0.1:0"] {
-        let listener = TcpListener::bind(address).unwrap();
-        for (way, close) in WAYS.into_iter().enumerate() {
-            for (there, back) in [(3_000_001, 70_003), (400_000, 0), (0, 5_000), (0, 0)] {
-                let mut stream = Stream::new(&listener);
-                daemon.write(&format!("start {}\n", stream.flow));
-                assert_eq!(next(&sink)["flow-lifecycle"]["state"], "start");
-                stream.carry(there, back);
-                let Stream { near, far, flow } = stream;
-                close(near, far);
-                daemon.write(&format!("end {flow}\n"));
-                let end = next(&sink);
-                assert_eq!(end["flow-lifecycle"]["state"], "end");
-                let usage = json!({ "received": back, "sent": there });
-                assert_eq!(end["usage"], usage, "{flow}, way {way}");
-            }
-        }
+    ends_exactly(daemon(3_600_000, json!({})), &WAYS, &Known::Last);
+}
+
+/// The other side's FIN, which would be an octet, has not come.
+#[test]
+fn usage_is_exact_where_the_connection_is_broken_off() {
+    ends_exactly(daemon(3_600_000, json!({})), &BREAKS, &Known::Last);
+}
+
+/// Enricher skops sees each change of state.
+#[test]
+fn skops_knows_how_any_connection_ends() {
+    if skip_unless_root() {
+        return;
     }
+    let enrichers = json!({ "period": 100, "skops": {} });
+    let ways = [&WAYS[..], &BREAKS, &UNTOLD].concat();
+    ends_exactly(daemon_with(json!({}), enrichers, json!({})), &ways, &Known::First);
+}
+
+/// The kernel is some microseconds behind, or more where it is busy.
+#[test]
+fn the_end_of_a_flow_waits_a_moment_for_that_of_its_socket() {
+    let (mut daemon, sink) = daemon(3_600_000, json!({}));
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let mut round = || {
+        let mut stream = Stream::new(&listener);
+        daemon.write(&format!("start {}\n", stream.flow));
+        next(&sink);
+        stream.carry(3_000, 20);
+        let Stream { near, far, flow } = stream;
+        drop((near, far));
+        daemon.write(&format!("end {flow}\n"));
+        let usage = next(&sink)["usage"].clone();
+        assert!(usage.is_null() || usage == json!({ "received": 20, "sent": 3_000 }), "{usage}");
+        usage.is_object().then_some(())
+    };
+    wait_for("one that is not late", &mut round);
     daemon.stop(&[]);
 }
 

@@ -1,17 +1,14 @@
 //! Public addresses of a host behind NAT: a real STUN server (coturn) outside of a real
 //! NAT, and a responder of the test that loses, delays, forges and cuts.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 use tempfile::TempDir;
 
+use super::responder::{Manner, Responder};
 use crate::common::{
     glowd_words, receive, skip_unless_root, wait_for, Daemon, Namespace, PATIENCE,
 };
@@ -202,113 +199,68 @@ fn a_sample_tells_what_is_known_and_what_is_not() {
     host.ip("-6 address add fd00::2/64 dev near nodad");
     let (printed, good) = sample(&host, &["--stun-server", "192.0.2.2"]);
     assert!(!good && printed.contains("fd00::2: no STUN server has"), "{printed}");
-    // Nor is it an error that there is nothing to ask for.
+    // Nor is it an error that there is nothing to ask for; but that is said.
     host.ip("-6 address flush dev near");
-    assert_eq!(sample(&host, &["--stun-server", "192.0.2.2"]), (String::new(), true));
+    let (printed, good) = sample(&host, &["--stun-server", "192.0.2.2"]);
+    let line = "info: this host has no private address to ask for\n";
+    assert!(good && printed == line, "{printed}");
 }
 
-/// How a responder answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    /// Not at all.
-    Silent,
-    /// With what must not be believed.
-    Forging,
-    /// With an error response.
-    Refusing,
-    /// With 203.0.113.N, N being the last octet of who asks.
-    Honest,
+/// The addresses of a test in one family: those of the host by their last octets.
+struct Family {
+    /// In front of the last octet: of the host, and of what the responder says.
+    private: &'static str,
+    public: &'static str,
+    length: u8,
+    server: &'static str,
+    /// Who the flows go to.
+    remote: &'static str,
 }
 
-/// A STUN server of the test's.
-struct Responder {
-    manner: Arc<Mutex<Manner>>,
-    asked: Arc<Mutex<Vec<SocketAddr>>>,
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+const FAMILIES: [Family; 2] = [
+    Family {
+        private: "10.0.0.",
+        public: "203.0.113.",
+        length: 32,
+        server: "192.0.2.53",
+        remote: "198.51.100.1",
+    },
+    Family {
+        private: "fd00::",
+        public: "2001:db8:113::",
+        length: 128,
+        server: "2001:db8::53",
+        remote: "2001:db8:1::1",
+    },
+];
 
-impl Responder {
-    fn start(host: &Namespace, address: &str, manner: Manner) -> Self {
-        let [socket, other] = host
-            .enter(|| [address, "127.0.0.1:0"].map(|at| UdpSocket::bind(at).expect("a socket")));
-        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-        let (manner, asked) = (Arc::new(Mutex::new(manner)), Arc::<Mutex<Vec<_>>>::default());
-        let over = Arc::new(AtomicBool::new(false));
-        let shared = (manner.clone(), asked.clone(), over.clone());
-        let answer = move || {
-            let (manner, asked, over) = shared;
-            let mut buffer = [0; 100];
-            while !over.load(Ordering::Relaxed) {
-                let Ok((20, from)) = socket.recv_from(&mut buffer) else { continue };
-                let manner = *manner.lock().expect("no panic");
-                respond(&socket, &other, &buffer[..20], from, manner);
-                asked.lock().expect("no panic").push(from);
-            }
-        };
-        Responder { manner, asked, over, thread: Some(thread::spawn(answer)) }
+impl Family {
+    fn private(&self, last: u8) -> String {
+        format!("{}{last}", self.private)
     }
 
-    fn set(&self, manner: Manner) {
-        *self.manner.lock().expect("no panic") = manner;
+    fn public(&self, last: u8) -> String {
+        format!("{}{last}", self.public)
     }
 
-    /// How often it was asked by that address.
-    fn asked_by(&self, address: &str) -> usize {
-        let address: IpAddr = address.parse().expect("an address");
-        let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|from| from.ip() == address).count()
+    /// Of the server.
+    fn end(&self) -> String {
+        SocketAddr::new(self.server.parse().expect("an address"), 3478).to_string()
     }
 
-    fn wait_until_asked(&self, address: &str) {
-        let before = self.asked_by(address);
-        wait_for("a request", || (self.asked_by(address) > before).then_some(()));
+    /// The arguments of ip(8) that give the host an address.
+    fn adds(&self, address: &str) -> String {
+        let nodad = if self.length == 32 { "" } else { " nodad" };
+        format!("address add {address}/{} dev lo{nodad}", self.length)
     }
-}
 
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.take().map(JoinHandle::join);
-    }
-}
-
-/// By RFC 8489, independently of glowd's own code.
-fn respond(
-    socket: &UdpSocket,
-    other: &UdpSocket,
-    request: &[u8],
-    from: SocketAddr,
-    manner: Manner,
-) {
-    assert_eq!(request[..8], [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42]);
-    let IpAddr::V4(ip) = from.ip() else { panic!("of IPv4") };
-    let last = ip.octets()[3];
-    let success = |public: [u8; 4]| {
-        let mut message = vec![1, 1, 0, 12];
-        message.extend(&request[4..]);
-        message.extend([0, 0x20, 0, 8, 0, 1, 0, 0]);
-        message.extend(public.iter().zip(&request[4..8]).map(|(octet, mask)| octet ^ mask));
-        message
-    };
-    let send = |message: &[u8]| {
-        socket.send_to(message, from).expect("to answer");
-    };
-    match manner {
-        Manner::Silent => {}
-        Manner::Honest => send(&success([203, 0, 113, last])),
-        Manner::Refusing => {
-            send(&[&[1, 0x11, 0, 8], &request[4..], &[0, 9, 0, 4, 0, 0, 4, 1]].concat());
-        }
-        Manner::Forging => {
-            let lie = success([198, 51, 100, 66]);
-            other.send_to(&lie, from).expect("to answer");
-            let mut other_id = lie.clone();
-            other_id[19] ^= 1;
-            send(&other_id);
-            (0..lie.len()).for_each(|length| send(&lie[..length]));
-            send(&[&lie[..], b"more"].concat());
-        }
+    /// A host with that private address, and a responder there.
+    fn host(&self, last: u8, manner: Manner) -> (Namespace, Responder) {
+        let host = Namespace::new();
+        host.ip(&self.adds(&self.private(last)));
+        host.ip(&self.adds(self.server));
+        let responder = Responder::start(&host, &self.end(), manner);
+        (host, responder)
     }
 }
 
@@ -317,52 +269,84 @@ fn nothing_waits_for_an_answer_and_only_a_true_one_counts() {
     if skip_unless_root() {
         return;
     }
-    let host = Namespace::new();
-    host.ip("address add 10.0.0.5/32 dev lo");
-    host.ip("address add 192.0.2.53/32 dev lo");
-    let responder = Responder::start(&host, "192.0.2.53:3478", Manner::Silent);
-    let sink = Sink::new(&host, "127.0.0.1:9999");
-    let mut daemon = Daemon::start_in(
-        &host,
-        // As the glowd of 2024 would have been told.
-        json!({
-            "stunServers": ["stun:192.0.2.53:3478"],
-            "plugins": { "namedPipe": {} },
-            "backends": { "firefly": {
-                "sendToDestination": false, "collectors": ["127.0.0.1:9999"],
-            }},
-        }),
-    );
-    let mut tell = |address: &str| {
-        let flow = format!("tcp {address} 1 198.51.100.1 2 2 16\n");
-        daemon.write(&format!("start {flow}end {flow}"));
-        // The answer may come between the two.
-        let (_, end) = (sink.next(), sink.next());
-        end.0
-    };
-    // It is asked, and has not answered.
-    wait_for("a request", || (responder.asked_by("10.0.0.5") > 0).then_some(()));
-    assert_eq!(tell("10.0.0.5"), "10.0.0.5");
-    responder.set(Manner::Forging);
-    responder.wait_until_asked("10.0.0.5");
-    responder.wait_until_asked("10.0.0.5");
-    assert_eq!(tell("10.0.0.5"), "10.0.0.5");
-    // Three or more requests late.
-    responder.set(Manner::Honest);
-    wait_for("the answer", || (tell("10.0.0.5") == "203.0.113.5").then_some(()));
+    for family in FAMILIES {
+        let (host, responder) = family.host(5, Manner::Silent);
+        let sink = Sink::new(&host, "127.0.0.1:9999");
+        let mut daemon = Daemon::start_in(
+            &host,
+            // As the glowd of 2024 would have been told.
+            json!({
+                "stunServers": [format!("stun:{}", family.end())],
+                "plugins": { "namedPipe": {} },
+                "backends": { "firefly": {
+                    "sendToDestination": false, "collectors": ["127.0.0.1:9999"],
+                }},
+            }),
+        );
+        let mut tell = |last| {
+            let flow = format!("tcp {} 1 {} 2 2 16\n", family.private(last), family.remote);
+            daemon.write(&format!("start {flow}end {flow}"));
+            // The answer may come between the two.
+            let (_, end) = (sink.next(), sink.next());
+            end.0
+        };
+        // It is asked, and has not answered.
+        wait_for("a request", || (responder.asked_by(&family.private(5)) > 0).then_some(()));
+        assert_eq!(tell(5), family.private(5));
+        responder.set(Manner::Forging);
+        responder.wait_until_asked(&family.private(5));
+        responder.wait_until_asked(&family.private(5));
+        assert_eq!(tell(5), family.private(5));
+        // Three or more requests late.
+        responder.set(Manner::Honest);
+        wait_for("the answer", || (tell(5) == family.public(5)).then_some(()));
 
-    // Addresses that come and go.
-    host.ip("address add 10.0.0.6/32 dev lo");
-    wait_for("the answer", || (tell("10.0.0.6") == "203.0.113.6").then_some(()));
-    host.ip("address del 10.0.0.5/32 dev lo");
-    wait_for("the address to go", || (tell("10.0.0.5") == "10.0.0.5").then_some(()));
-    assert_eq!(tell("10.0.0.6"), "203.0.113.6");
-    // It is stopped while it asks.
-    responder.set(Manner::Silent);
-    host.ip("address add 10.0.0.7/32 dev lo");
-    responder.wait_until_asked("10.0.0.7");
-    assert_eq!(tell("10.0.0.7"), "10.0.0.7");
-    daemon.stop(&[]);
+        // Addresses that come and go.
+        host.ip(&family.adds(&family.private(6)));
+        wait_for("the answer", || (tell(6) == family.public(6)).then_some(()));
+        host.ip(&format!("address del {}/{} dev lo", family.private(5), family.length));
+        wait_for("the address to go", || (tell(5) == family.private(5)).then_some(()));
+        assert_eq!(tell(6), family.public(6));
+        // It is stopped while it asks.
+        responder.set(Manner::Silent);
+        host.ip(&family.adds(&family.private(7)));
+        responder.wait_until_asked(&family.private(7));
+        assert_eq!(tell(7), family.private(7));
+        daemon.stop(&[]);
+    }
+}
+
+/// It is then perhaps in another network, although the list of addresses is the same.
+#[test]
+fn an_address_that_goes_and_comes_back_at_once_is_asked_for_again() {
+    if skip_unless_root() {
+        return;
+    }
+    for family in FAMILIES {
+        let (host, responder) = family.host(5, Manner::Honest);
+        let daemon = Daemon::start_in(
+            &host,
+            json!({
+                "plugins": { "namedPipe": {} },
+                "backends": { "firefly": { "stun": { "stunServers": [family.end()] } } },
+            }),
+        );
+        let is = |last| format!("{} is {} outside", family.private(last), family.public(last));
+        daemon.wait_for_line(&is(5));
+        // From here on changes are not looked at for a second.
+        host.ip(&family.adds(&family.private(6)));
+        daemon.wait_for_line(&is(6));
+        daemon.wait_for_line(&format!("debug: backends.firefly.stun: {}", is(5)));
+        let before = [5, 6].map(|last| responder.asked_by(&family.private(last)));
+        host.ip(&format!("address del {}/{} dev lo", family.private(5), family.length));
+        host.ip(&family.adds(&family.private(5)));
+        // All of them, since the host may be elsewhere.
+        for (last, before) in [5, 6].into_iter().zip(before) {
+            let asked = || (responder.asked_by(&family.private(last)) > before).then_some(());
+            wait_for("a request", asked);
+        }
+        daemon.stop(&[]);
+    }
 }
 
 #[test]
@@ -370,32 +354,36 @@ fn an_address_is_asked_for_again_and_a_refusal_takes_nothing_away() {
     if skip_unless_root() {
         return;
     }
-    let host = Namespace::new();
-    host.ip("address add 10.0.0.5/32 dev lo");
-    host.ip("address add 192.0.2.53/32 dev lo");
-    let responder = Responder::start(&host, "192.0.2.53:3478", Manner::Refusing);
-    let daemon = Daemon::start_in(
-        &host,
-        json!({
-            "plugins": { "namedPipe": {} },
-            "backends": { "firefly": {
-                "stun": { "stunServers": ["192.0.2.53"], "refresh": 1 },
-            }},
-        }),
-    );
-    let refused = "10.0.0.5: the answer of 192.0.2.53:3478 is of no use: the server refuses with \
-                   error 401; fireflies have 10.0.0.5";
-    daemon.wait_for_line(refused);
-    responder.set(Manner::Honest);
-    daemon.wait_for_line("10.0.0.5 is 203.0.113.5 outside");
-    responder.wait_until_asked("10.0.0.5");
-    daemon.wait_for_line("debug: backends.firefly.stun: 10.0.0.5 is 203.0.113.5 outside");
-    responder.set(Manner::Refusing);
-    let kept = "fireflies have 203.0.113.5";
-    daemon.wait_for_line(kept);
-    daemon.signal(Signal::SIGUSR1);
-    daemon.wait_for_line("public addresses: 10.0.0.5 is 203.0.113.5");
-    daemon.stop(&[refused, kept]);
+    for family in FAMILIES {
+        let (host, responder) = family.host(5, Manner::Refusing);
+        let daemon = Daemon::start_in(
+            &host,
+            json!({
+                "plugins": { "namedPipe": {} },
+                "backends": { "firefly": {
+                    "stun": { "stunServers": [family.end()], "refresh": 1 },
+                }},
+            }),
+        );
+        let (private, public) = (family.private(5), family.public(5));
+        let refused = format!(
+            "{private}: the answer of {} is of no use: the server refuses with error 401; \
+             fireflies have {private}",
+            family.end(),
+        );
+        daemon.wait_for_line(&refused);
+        responder.set(Manner::Honest);
+        let is = format!("{private} is {public} outside");
+        daemon.wait_for_line(&is);
+        responder.wait_until_asked(&private);
+        daemon.wait_for_line(&format!("debug: backends.firefly.stun: {is}"));
+        responder.set(Manner::Refusing);
+        let kept = format!("fireflies have {public}");
+        daemon.wait_for_line(&kept);
+        daemon.signal(Signal::SIGUSR1);
+        daemon.wait_for_line(&format!("public addresses: {private} is {public}"));
+        daemon.stop(&[&refused, &kept]);
+    }
 }
 
 /// The whole schedule of RFC 8489, which takes 39.5 seconds.

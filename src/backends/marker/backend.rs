@@ -23,7 +23,9 @@ use crate::error::{Error, Result};
 use crate::flow::{Flow, Tag};
 use crate::log::limit::Limit;
 use crate::meter::Meter;
-use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
+use crate::metrics::families::{
+    FLOWS_UNCOUNTED, INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED,
+};
 use crate::metrics::{interfaces, Count, Metrics};
 use crate::part::{Context, Trial};
 use crate::queue::RecvTimeoutError;
@@ -47,7 +49,7 @@ pub(super) struct Marker {
     /// None: there are no rules.
     given: Option<Given>,
     /// None: it was given away, or there is none.
-    meter: Option<Slots>,
+    pub(super) meter: Option<Slots>,
     /// None: nothing is counted.
     ruled: Option<Arc<Ruled>>,
     /// How many entries map `flows` has room for.
@@ -111,13 +113,16 @@ impl Marker {
     fn measure_by(&self, metrics: &Metrics) {
         let (unmarked, entries, capacity) =
             (self.unmarked.clone(), self.entries.clone(), self.capacity);
-        let names = self.names.clone();
+        let (names, lacking) = (self.names.clone(), self.meter.as_ref().map(Slots::lacking));
         if let Some(ruled) = &self.ruled {
             metrics.read_packets_by(ruled.clone());
         }
         metrics.add(move |writer| {
             writer.number(&MAP_ENTRIES, &["flows"], entries.get());
             writer.number(&MAP_ENTRIES_LIMIT, &["flows"], capacity.into());
+            if let Some(lacking) = &lacking {
+                writer.number(&FLOWS_UNCOUNTED, &[], lacking.get());
+            }
             // A copy, since the thread that follows the interfaces needs them too.
             let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for (interface, attached) in &names {

@@ -217,7 +217,7 @@ impl Follower {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno),
             }
-            gone.extend(self.view.changes.take()?);
+            gone.extend(self.view.changes.take()?.links);
             let begun = Instant::now();
             // Whoever changes interfaces all the time costs a tenth of a core. What
             // changes meanwhile is seen behind the pause.

@@ -13,6 +13,7 @@ use nix::time::{clock_getres, clock_gettime, ClockId};
 use crate::error::{Error, Result};
 use crate::flow::{Protocol, Timestamp};
 use crate::meter::{Counted, Meter, Traffic};
+use crate::metrics;
 use crate::sys::abi::{Count, COUNT_ALL, COUNT_UDP, RULE_SLOTS};
 use crate::sys::bpf::{possible_cpus, Mapped, Object};
 
@@ -22,10 +23,38 @@ const MEMORY: usize = 96 << 20;
 /// How many slots there are for rules and up to `max_flows` open flows, and how many CPUs
 /// count.
 pub(super) fn size(max_flows: u32) -> Result<(u32, u32)> {
-    let cpus = possible_cpus()?;
-    let slots = MEMORY / (size_of::<Count>() * cpus);
+    let possible = possible_cpus()?;
+    let (slots, cpus) = fit(max_flows, possible, present_cpus().unwrap_or(possible));
+    let flows = slots.saturating_sub(RULE_SLOTS);
+    if flows < max_flows {
+        log::warn!(
+            "backends.marker: with {cpus} CPUs there are counters for {flows} flows, and maxFlows \
+             is {max_flows}: while more are open the usage of others is not known, but for TCP by \
+             an enricher"
+        );
+    }
+    Ok((slots, cpus))
+}
+
+/// A block for each CPU that the system may ever have, which many a virtual machine says are
+/// hundreds; or, where not all flows have room then, for fewer, but those that it has. (One
+/// that is added later and has no block does not count.)
+fn fit(max_flows: u32, possible: usize, present: usize) -> (u32, u32) {
     let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
-    Ok((max_flows.saturating_add(RULE_SLOTS).min(number(slots)), number(cpus)))
+    let (wanted, room) = (max_flows.saturating_add(RULE_SLOTS), MEMORY / size_of::<Count>());
+    let cpus = (room / wanted as usize).clamp(present.min(possible), possible);
+    (wanted.min(number(room / cpus)), number(cpus))
+}
+
+/// How many CPUs this system has, those that are off included: their numbers are below.
+fn present_cpus() -> Option<usize> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/present").ok()?;
+    last_of(&list)?.checked_add(1)
+}
+
+/// The last number of a list such as 0-3,8-11.
+fn last_of(list: &str) -> Option<usize> {
+    list.trim_end().rsplit([',', '-']).next()?.parse().ok()
 }
 
 /// What the CPUs count; read on any thread.
@@ -45,6 +74,8 @@ pub(super) struct Slots {
     /// Slots that were given back, the oldest first: a packet that was on its way at the end
     /// of its flow is long gone when the slot is used again.
     free: VecDeque<u32>,
+    /// Flows for which there was none.
+    lacking: Arc<metrics::Count>,
     ticks: Ticks,
 }
 
@@ -52,7 +83,13 @@ impl Slots {
     /// Those of flows; `received`: which packets that arrive are counted.
     pub(super) fn new(counts: Arc<Counts>, received: u8) -> Result<Self> {
         let (before, free) = (Vec::new(), VecDeque::new());
-        Ok(Slots { counts, received, before, free, ticks: Ticks::new()? })
+        let lacking = Arc::default();
+        Ok(Slots { counts, received, before, free, lacking, ticks: Ticks::new()? })
+    }
+
+    /// How many flows began while there was none left, and counts on.
+    pub(super) fn lacking(&self) -> Arc<metrics::Count> {
+        self.lacking.clone()
     }
 }
 
@@ -101,7 +138,11 @@ impl Meter for Slots {
         let used = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
         let fresh = used.saturating_add(RULE_SLOTS);
         // One that was never used has no packets on their way.
-        let slot = if fresh < self.counts.slots { Some(fresh) } else { self.free.pop_front() }?;
+        let slot = if fresh < self.counts.slots { Some(fresh) } else { self.free.pop_front() };
+        let Some(slot) = slot else {
+            self.lacking.add(1);
+            return None;
+        };
         let sum = self.counts.sum(slot);
         match self.before.get_mut((slot - RULE_SLOTS) as usize) {
             Some(before) => *before = sum,
@@ -160,5 +201,39 @@ impl Ticks {
         });
         let ago = uptime.saturating_sub(since_boot) / 1000;
         Timestamp(Timestamp::now().0.saturating_sub(ago))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_for_the_cpus_that_there_are_if_there_is_no_room_for_more() {
+        let slots = |flows| flows + RULE_SLOTS;
+        assert_eq!(fit(100_000, 2, 2), (slots(100_000), 2));
+        assert_eq!(fit(100_000, 16, 4), (slots(100_000), 16));
+        // A virtual machine that may have many.
+        assert_eq!(fit(100_000, 240, 4), (slots(100_000), 17));
+        assert_eq!(fit(100_000, 240, 17), (slots(100_000), 17));
+        // One that has them.
+        let (count, cpus) = fit(100_000, 256, 128);
+        assert!(cpus == 128 && (14_000..slots(100_000)).contains(&count), "{count}");
+        assert_eq!(fit(10_000, 8192, 64), (slots(10_000), 176));
+        for flows in [1, 1000, 100_000, 10_000_000, u32::MAX] {
+            for (possible, present) in [(1, 1), (2, 4), (240, 1), (8192, 8192)] {
+                let (slots, cpus) = fit(flows, possible, present);
+                assert!((present.min(possible)..=possible).contains(&(cpus as usize)));
+                assert!(slots as usize * cpus as usize * size_of::<Count>() <= MEMORY);
+            }
+        }
+    }
+
+    #[test]
+    fn the_system_s_list_of_cpus_is_read() {
+        let lists = [("0\n", 0), ("0-3\n", 3), ("0-3,8-11\n", 11), ("0,2", 2)];
+        assert!(lists.into_iter().all(|(list, last)| last_of(list) == Some(last)));
+        assert_eq!(last_of("\n"), None);
+        assert!((1..=possible_cpus().unwrap()).contains(&present_cpus().unwrap()));
     }
 }

@@ -5,6 +5,8 @@
 //! One dump for all flows, whatever their number. The kernel leaves out what is no flow's
 //! where a few ports say it. What a dump lacks keeps the sample that it has: nothing ends here.
 
+#[path = "closed.rs"]
+mod closed;
 #[path = "watched.rs"]
 mod watched;
 

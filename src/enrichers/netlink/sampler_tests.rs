@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -152,6 +152,78 @@ fn usage_lasts_after_the_connection() {
         inlet.send_all(vec![event(FlowState::End, id), event(FlowState::End, back)]).unwrap();
         assert_eq!(wait_for(queue, id, "end", |_| true).usage(), Some(usage));
     });
+}
+
+/// What has been seen before tells what the end itself does not.
+#[test]
+fn how_a_connection_ends_follows_from_what_was_seen_of_it() {
+    type End = fn(TcpStream, TcpStream);
+    // Each by the state in which it is seen, what brings it there, and how it ends then.
+    let ways: [(u8, End, End); 5] = [
+        // Reset when this side had closed its half.
+        (5, |near, far| drop((shut(near), far)), |near, far| drop((break_off(far), near))),
+        // Closed when both halves were, which the program has read.
+        (
+            5,
+            |near, far| drop((shut(near), far)),
+            |mut near, far| {
+                drop(far);
+                assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+            },
+        ),
+        // Closed before the other half is.
+        (
+            5,
+            |near, far| drop((shut(near), far)),
+            |near, far| {
+                drop(near);
+                drop(far);
+            },
+        ),
+        // Reset when the other side had closed its half, by what is never read.
+        (
+            8,
+            |near, far| drop((near, shut(far))),
+            |near, mut far| {
+                drop(near);
+                far.read(&mut [0; 1]).unwrap_err();
+            },
+        ),
+        // By this side, which leaves nothing.
+        (1, |near, far| drop((near, far)), |near, _far| break_off(near)),
+    ];
+    for (at, (state, begin, end)) in ways.into_iter().enumerate() {
+        let (mut near, mut far, id) = connected("[::1]:0", "::1");
+        measured(|inlet, queue| {
+            near.write_all(&[1; 5_000]).unwrap();
+            far.read_exact(&mut [0; 5_000]).unwrap();
+            far.write_all(&[1; 70]).unwrap();
+            // One octet of them is not read.
+            near.read_exact(&mut [0; 69]).unwrap();
+            if state != 8 {
+                near.read_exact(&mut [0; 1]).unwrap();
+            }
+            begin(near.try_clone().unwrap(), far.try_clone().unwrap());
+            inlet.send_all(vec![event(FlowState::Start, id)]).unwrap();
+            wait_for(queue, id, "sample", |flow| {
+                flow.info().unwrap().tcp_info().unwrap().state() == Some(state)
+            });
+            end(near, far);
+            inlet.send_all(vec![event(FlowState::End, id)]).unwrap();
+            let usage = Usage { sent: 5_000, received: 70 };
+            assert_eq!(wait_for(queue, id, "end", |_| true).usage(), Some(usage), "way {at}");
+        });
+    }
+}
+
+fn shut(end: TcpStream) -> TcpStream {
+    end.shutdown(Shutdown::Write).unwrap();
+    end
+}
+
+fn break_off(end: TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&end, sockopt::Linger, &linger).unwrap();
 }
 
 #[test]

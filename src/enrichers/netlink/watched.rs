@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use super::closed::closed_in;
 use super::{sample, Wanted, NAME};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::FlowInfo;
 use crate::flow_map::FlowMap;
-use crate::net::sock_diag::{extension, Diag, Ends, Socket, State, NO_COOKIE};
+use crate::net::sock_diag::{extension, Diag, Ends, Socket, NO_COOKIE};
 use crate::warn_limited;
 
 /// So long the kernel may take to tell of a socket that has just gone, in ms: a worker of it
@@ -126,16 +127,8 @@ impl Watched {
         let outcome = ends.take(|socket| {
             let Ok(id) = socket.flow() else { return };
             let Some(last) = flows.get_mut(&id) else { return };
-            let mut state = State::LAST_ACK;
-            // Who closes first leaves something behind, and that hears the other side's FIN,
-            // unless the socket has, and then nobody has read it. (Or somebody did, who had
-            // closed half of it before: then an octet too many is told.)
-            let closed_first = [State::FIN_WAIT_2, State::TIME_WAIT];
-            let _ = diag.look_up(&id, NO_COOKIE, socket.interface, 0, |rest| {
-                if socket.unread == 0 && closed_first.contains(&rest.state) {
-                    state = State::FIN_WAIT_2;
-                }
-            });
+            let place = diag.in_place_of(&id, socket.interface).ok().flatten();
+            let state = closed_in(socket, place);
             let info =
                 FlowInfo::last(Timestamp::now(), socket.cookie, socket.attributes(), state.0);
             fresh.push((id, info.clone()));

@@ -56,6 +56,8 @@ struct Sampler {
     samples: RingBuffer<TcpSample>,
     changes: Arc<Mutex<Changes>>,
     watched: Map<FlowKey, u32>,
+    /// How many entries that has room for.
+    capacity: u32,
     /// The interfaces of sockets that are bound to one, until the dispatcher gets it.
     bound: Option<Map<FlowKey, u32>>,
     lost: PerCpuArray,
@@ -132,6 +134,7 @@ fn load(polls: bool, cgroup: &Path, max_flows: u32) -> Result<Sampler> {
         samples: object.ring_buffer("samples")?,
         changes: Arc::new(Mutex::new(Changes { ring, found: HashMap::new() })),
         watched: object.map("watched")?,
+        capacity: max_flows,
         bound: Some(object.map("bound")?),
         lost: object.per_cpu_array("lost")?,
         period: Duration::MAX,
@@ -217,6 +220,10 @@ impl Enricher for Sampler {
             });
             found.or(change.map(|(info, _)| info))
         })))
+    }
+
+    fn capacity(&self) -> Option<u32> {
+        Some(self.capacity)
     }
 
     fn run(mut self: Box<Self>, watch: Queue, out: Inlet, stop: Stop) -> Result<()> {

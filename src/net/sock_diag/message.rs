@@ -146,6 +146,8 @@ pub struct Socket<'a> {
     /// Octets received that nobody has read, a FIN counted as one; of one that listens:
     /// connections that wait.
     pub unread: u32,
+    /// Octets written that the other side has not acknowledged, a FIN counted as one.
+    pub unacknowledged: u32,
     payload: &'a [u8],
 }
 
@@ -168,6 +170,7 @@ impl<'a> Socket<'a> {
             cookie,
             interface: u32_at(fixed, 40)?,
             unread: u32_at(fixed, 56)?,
+            unacknowledged: u32_at(fixed, 60)?,
             payload,
         })
     }

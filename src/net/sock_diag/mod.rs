@@ -202,6 +202,43 @@ impl Diag {
         extensions: u8,
         mut take: impl FnMut(&Socket<'_>),
     ) -> Outcome<bool> {
+        let mut found = false;
+        self.ask_by_name(flow, cookie, interface, extensions, &mut |socket| {
+            // Where there is no such connection, but a socket that listens or is bound
+            // to the source, the kernel tells of that one.
+            if socket.is_of(flow) {
+                found = true;
+                take(socket);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// In which state is what there is in place of a connection whose socket is gone: what is
+    /// left of it (FIN-WAIT-2 or TIME-WAIT), another one of the same ends, or the socket that
+    /// listens where it came in.
+    ///
+    /// # Errors
+    /// As for [`Diag::dump`].
+    pub fn in_place_of(&mut self, flow: &FlowId, interface: u32) -> Outcome<Option<State>> {
+        let mut state = None;
+        self.ask_by_name(flow, NO_COOKIE, interface, 0, &mut |socket| {
+            if socket.is_of(flow) || socket.state == State::LISTEN {
+                state = Some(socket.state);
+            }
+        })?;
+        Ok(state)
+    }
+
+    /// Tells of the socket that the kernel finds by the ends of that flow, if there is one.
+    fn ask_by_name(
+        &mut self,
+        flow: &FlowId,
+        cookie: u64,
+        interface: u32,
+        extensions: u8,
+        take: &mut dyn FnMut(&Socket<'_>),
+    ) -> Outcome<()> {
         let query = Query {
             protocol: flow.protocol(),
             family: Some(if flow.is_ipv6() { Family::V6 } else { Family::V4 }),
@@ -212,20 +249,14 @@ impl Diag {
         let mut fixed = query.fixed(Some(flow), cookie);
         fixed[44..48].copy_from_slice(&interface.to_ne_bytes());
         let request = Request::new(BY_FAMILY, 0).fixed(&fixed);
-        let mut found = false;
         let outcome = self.socket()?.get(&request, |kind, payload| {
             let socket = Socket::decode(query.protocol, payload).filter(|_| kind == BY_FAMILY);
-            // Where there is no such connection, but a socket that listens or is bound
-            // to the source, the kernel tells of that one.
-            if let Some(socket) = socket.filter(|socket| socket.is_of(flow)) {
-                found = true;
-                take(&socket);
-            }
+            socket.iter().for_each(&mut *take);
         });
         match outcome {
-            Ok(()) => Ok(found),
+            Ok(()) => Ok(()),
             // Another one has those ports now.
-            Err(Failure { errno: Errno::ESTALE, .. }) => Ok(false),
+            Err(Failure { errno: Errno::ESTALE, .. }) => Ok(()),
             // There is no such socket, or nobody who knows.
             Err(Failure { errno: Errno::ENOENT, .. }) => {
                 let tells = usize::from(query.protocol == Protocol::Udp);
@@ -233,7 +264,7 @@ impl Diag {
                     self.ask_for(query.protocol.number())?;
                     self.tells[tells] = true;
                 }
-                Ok(false)
+                Ok(())
             }
             Err(failure) => {
                 self.socket = None;

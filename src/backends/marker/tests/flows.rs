@@ -1,6 +1,7 @@
 //! The map of flows, as the dispatcher says.
 
 use super::*;
+use crate::backends::Backend;
 
 /// Equal ports, and only the source address differs.
 #[test]
@@ -190,5 +191,19 @@ fn the_tag_of_everything_comes_before_that_of_the_newest_flow() {
         assert_eq!(marker.rules.last(), Some(one.tag));
         marker.apply(&[end(&one)]);
         assert_eq!(marker.rules.last(), None);
+    });
+}
+
+#[test]
+fn flows_for_which_there_is_no_counter_are_counted() {
+    in_namespace(|| {
+        let mut marker = Marker::new(&section(&[]), &Context::new(2)).unwrap();
+        let lacking = marker.meter.as_ref().unwrap().lacking();
+        let mut meter = Backend::meter(&mut marker).unwrap();
+        let slots = [meter.open(), meter.open(), meter.open()];
+        assert!(slots[0].is_some() && slots[1].is_some() && slots[0] != slots[1]);
+        assert_eq!((slots[2], lacking.get()), (None, 1));
+        meter.close(slots[0].unwrap());
+        assert_eq!((meter.open(), meter.open(), lacking.get()), (slots[0], None, 2));
     });
 }
