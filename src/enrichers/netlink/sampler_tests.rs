@@ -194,7 +194,7 @@ fn how_a_connection_ends_follows_from_what_was_seen_of_it() {
     ];
     for (at, (state, begin, end)) in ways.into_iter().enumerate() {
         let (mut near, mut far, id) = connected("[::1]:0", "::1");
-        measured(|inlet, queue| {
+        measured(build_it(), |inlet, queue| {
             near.write_all(&[1; 5_000]).unwrap();
             far.read_exact(&mut [0; 5_000]).unwrap();
             far.write_all(&[1; 70]).unwrap();
