@@ -30,9 +30,10 @@ fn fin_is_acknowledged(socket: &Socket<'_>, came_in: bool) -> bool {
     let Some(info) = socket.tcp_info().filter(|_| socket.unacknowledged == 0) else {
         return false;
     };
-    // Packets with data, the SYN of whoever opened it, and a FIN that did not go with data.
-    let packets = info.data_segs_out().unwrap_or(0) + 1;
-    let fin_alone = info.delivered().unwrap_or(0) + info.total_retrans().unwrap_or(0) > packets;
+    // Packets with data, the SYN of whoever opened it, and a FIN that did not go with data. What
+    // was sent again is not taken off: it may have been cut in two, and then it counts twice.
+    let packets = info.data_segs_out().unwrap_or(0).saturating_add(1);
+    let fin_alone = info.delivered().unwrap_or(0) > packets;
     match info.acknowledged_control() {
         Some(0) => false,
         Some(1) => came_in || fin_alone,
