@@ -117,9 +117,6 @@ impl Dispatcher {
 
     /// Has flows counted by `meter`.
     pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
-        if meter.is_some() {
-            self.table.know_addresses();
-        }
         self.table.set_meter(meter);
     }
 
@@ -402,10 +399,7 @@ impl Dispatcher {
                     }
                     row.add(Outcome::Ended, 1);
                     let end = time.max(flow.start);
-                    let other = id.turned();
-                    let is_shared = self.table.is_turned(&other)
-                        || (socket == other && self.table.contains(&other));
-                    self.watchers.note(out.len(), &id, (!is_shared).then_some(socket));
+                    self.watchers.note_end(out.len(), &id, socket, &self.table);
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
@@ -464,18 +458,11 @@ impl Dispatcher {
     fn measure(&mut self, mut samples: Vec<(FlowId, FlowInfo)>) {
         let table = &mut self.table;
         // In a loop of its own, so that the processor gets the next ones from memory meanwhile.
-        samples.retain(|(id, _)| table.contains(id));
+        samples.retain(|(socket, _)| table.has_socket(socket));
         let wanted = self.outlets.iter().any(Outlet::wants_samples);
         let mut events = Vec::with_capacity(if wanted { samples.len() } else { 0 });
-        for (id, info) in samples {
-            // A flow in the other direction has the same socket.
-            let other = id.turned();
-            if table.is_turned(&other) {
-                events.extend(table.measure(&other, info.clone(), wanted).map(Event::Sample));
-            }
-            if !table.is_turned(&id) {
-                events.extend(table.measure(&id, info, wanted).map(Event::Sample));
-            }
+        for (socket, info) in samples {
+            table.measure_socket(&socket, info, wanted, |flow| events.push(Event::Sample(flow)));
         }
         let batch = Arc::new(events);
         if !batch.is_empty() {

@@ -231,6 +231,9 @@ impl FlowTable {
 
     /// Has flows that are opened from now on counted by `meter`.
     pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        if meter.is_some() {
+            self.know_addresses();
+        }
         self.meter = meter;
     }
 
@@ -366,6 +369,29 @@ impl FlowTable {
         let stored = self.flows.get_mut(id)?;
         let flow = |stored: &mut Stored| stored.flow(*id, &self.key, self.meter.as_deref());
         (stored.measure(info, &self.carried) && wanted).then(|| flow(stored))
+    }
+
+    /// Whether a flow is open that has that socket on this host.
+    pub fn has_socket(&self, socket: &FlowId) -> bool {
+        self.flows.contains_key(socket) || self.is_turned(&socket.turned())
+    }
+
+    /// Keeps a sample of a socket, for the flow that has it, or for both where two run in opposite
+    /// directions. Tells of each to `take` if that is wanted, as [`Self::measure`] does.
+    pub fn measure_socket(
+        &mut self,
+        socket: &FlowId,
+        info: FlowInfo,
+        wanted: bool,
+        mut take: impl FnMut(Flow),
+    ) {
+        let other = socket.turned();
+        if self.is_turned(&other) {
+            self.measure(&other, info.clone(), wanted).into_iter().for_each(&mut take);
+        }
+        if !self.is_turned(socket) {
+            self.measure(socket, info, wanted).into_iter().for_each(take);
+        }
     }
 
     /// The flow as its socket on this host has it, whose source is this host.

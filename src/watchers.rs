@@ -48,6 +48,20 @@ impl Watchers {
         }
     }
 
+    /// Takes note of the end of a flow at `place`: it changes nothing for them if another one
+    /// in the other direction is open, which has the same socket.
+    pub(crate) fn note_end(
+        &mut self,
+        place: usize,
+        id: &FlowId,
+        socket: FlowId,
+        table: &FlowTable,
+    ) {
+        let other = id.turned();
+        let is_shared = table.is_turned(&other) || (socket == other && table.contains(&other));
+        self.note(place, id, (!is_shared).then_some(socket));
+    }
+
     /// Hands out the batch at hand, with what was noted of it.
     pub(crate) fn hand_out(&mut self, batch: &Batch) {
         let mut differences = std::mem::take(&mut self.differences).into_iter().peekable();

@@ -22,7 +22,7 @@ fn daemon(pair: &Pair, enricher: &str, period: u64) -> (Daemon, UdpSocket) {
         "enrichers": { "period": period, enricher: {} },
         "backends": {
             "firefly": firefly,
-            "marker": { "targetInterfaces": [DEVICE], "countReceived": true },
+            "marker": { "targetInterfaces": [DEVICE], "countReceived": "all" },
         },
     });
     (Daemon::start_in(&pair.here, config), sink)
