@@ -174,7 +174,7 @@ fn firefly_relay() {
             source += 1;
             let firefly = start_of(source);
             socket.send_to(&firefly, ("127.0.0.1", port)).unwrap();
-            wait_for("the flow", || (daemon.get("/flows").1["open"] == source).then_some(()));
+            wait_for("the flow", || (daemon.get("/healthz").1["flows"] == source).then_some(()));
             let got = sinks.each_ref().map(|sink| {
                 sink.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 let mut buffer = [0; 4000];
