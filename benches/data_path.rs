@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use glowd::sys::abi::{FlowKey, FlowValue, Rule, RulesHead, Settings, Strategy, NO_SLOT, RULE_TCP};
+use glowd::sys::abi::{
+    FlowKey, FlowValue, Rule, RulesHead, Settings, Strategy, COUNT_ALL, COUNT_UDP, NO_SLOT,
+    RULE_SLOTS, RULE_TCP,
+};
 use glowd::sys::bpf::{possible_cpus, Object, OpenObject, Program, MARKER};
 use glowd::sys::probe::has_check_mtu;
 
@@ -12,7 +15,7 @@ use crate::row;
 #[allow(dead_code)] // the tests use more of it
 mod packet;
 
-use packet::{Packet, DST, SRC, TCP};
+use packet::{Packet, DST, SRC, TCP, UDP};
 
 const FLOWS: u32 = 50_000;
 const FLOW: FlowValue =
@@ -50,19 +53,23 @@ fn rows() {
     row("label, not IPv6: above the floor", above(foreign), "+2 ns 1.13x");
 
     let datagram = Packet::udp(100).frame();
-    let one = with_rules(1);
-    let many = with_rules(64);
-    let programs = [&one, &many].map(|object| object.program("marker_eth").unwrap());
-    let [floor, first, none, last] = interleaved([
+    let (one, many) = (with_rules(1, true), with_rules(64, true));
+    let uncounted = with_rules(1, false);
+    let programs = [&one, &many, &uncounted].map(|object| object.program("marker_eth").unwrap());
+    let [floor, first, none, last, bare] = interleaved([
         (empty, &matching),
         (programs[0], &other),
         (programs[1], &datagram),
         (programs[1], &other),
+        (programs[2], &other),
     ]);
     let above = |time: f64| format!("{:+.0} ns {:.2}x", time - floor, time / floor);
     row("label, no flow, the only rule fits: above the floor", above(first), "+80 ns");
+    row("of that, counting the packet", format!("{:+.0} ns", first - bare), "<= 5 ns");
     row("label, no flow, none of 64 rules fits: above the floor", above(none), "+500 ns");
     row("label, no flow, the 64th rule fits: above the floor", above(last), "+550 ns");
+
+    arriving(empty);
 
     let frames: Vec<Vec<u8>> = (0..FLOWS).map(frame_of_flow).collect();
     let same = one_at_a_time(label, (0..FLOWS).map(|_| &frames[0]));
@@ -81,11 +88,61 @@ fn rows() {
     }
 }
 
+/// What arrives, with what may be counted of it.
+fn arriving(empty: &Program) {
+    let back = |packet: Packet| {
+        let turned = packet.with(|p| {
+            std::mem::swap(&mut p.src, &mut p.dst);
+            let (first, rest) = p.transport.split_at_mut(2);
+            first.swap_with_slice(&mut rest[..2]);
+        });
+        turned.frame()
+    };
+    let flow_of = |packet: Packet| {
+        let (src, port) = end_of_flow(0);
+        packet.with(|p| {
+            p.src = src;
+            p.transport[..2].copy_from_slice(&port.to_be_bytes());
+        })
+    };
+    let [udp, all] = [COUNT_UDP, COUNT_ALL].map(|received| {
+        let object = marker_counting(Strategy::Label, received);
+        let flows = object.map::<FlowKey, FlowValue>("flows").unwrap();
+        let key = FlowKey { protocol: UDP, ..key_of_flow(0) };
+        flows.update(&key, &FlowValue { slot: RULE_SLOTS, ..FLOW }).unwrap();
+        object
+    });
+    let [udp, all] = [&udp, &all].map(|object| object.program("room_eth").unwrap());
+    let segment = back(flow_of(Packet::tcp(100)));
+    let datagram = back(flow_of(Packet::udp(100)));
+    let others = back(Packet::udp(100).with(|p| p.dst[0] = 9));
+    let ipv4 = packet::frame_of(0x0800, &[0x45; 100]);
+    let [floor, passed, counted, no_flow, foreign, both] = interleaved([
+        (empty, &segment),
+        (udp, &segment),
+        (udp, &datagram),
+        (udp, &others),
+        (udp, &ipv4),
+        (all, &segment),
+    ]);
+    let above = |time: f64| format!("{:+.0} ns {:.2}x", time - floor, time / floor);
+    row("arriving, counting UDP: TCP, above the floor", above(passed), "+2 ns");
+    row("arriving, counting UDP: not IPv6, above the floor", above(foreign), "+2 ns");
+    row("arriving, counting UDP: UDP of a flow, above the floor", above(counted), "+40 ns");
+    row("arriving, counting UDP: UDP of no flow, above the floor", above(no_flow), "+30 ns");
+    row("arriving, counting all: TCP of a flow, above the floor", above(both), "+40 ns");
+}
+
 fn marker(strategy: Strategy) -> Object {
+    marker_counting(strategy, 0)
+}
+
+fn marker_counting(strategy: Strategy, count_received: u8) -> Object {
     let mut object = OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap();
     let check_mtu = u8::from(has_check_mtu());
-    let slots = FLOWS;
-    let settings = Settings { strategy: strategy as u8, check_mtu, slots, ..Settings::default() };
+    let slots = RULE_SLOTS + FLOWS;
+    let settings =
+        Settings { strategy: strategy as u8, check_mtu, count_received, slots, debug: 0 };
     object.set_rodata(".rodata.settings", &settings).unwrap();
     object.set_max_entries("flows", 100_000).unwrap();
     let cpus = u32::try_from(possible_cpus().unwrap()).unwrap();
@@ -93,13 +150,14 @@ fn marker(strategy: Strategy) -> Object {
     let object = object.load().unwrap();
     let flows = object.map("flows").unwrap();
     for flow in 0..FLOWS {
-        flows.update(&key_of_flow(flow), &FlowValue { slot: flow, ..FLOW }).unwrap();
+        flows.update(&key_of_flow(flow), &FlowValue { slot: RULE_SLOTS + flow, ..FLOW }).unwrap();
     }
     object
 }
 
-/// The marker with so many rules, of which only the last is for TCP.
-fn with_rules(count: u32) -> Object {
+/// The marker with so many rules, of which only the last is for TCP; `counted`: in a slot
+/// that there is.
+fn with_rules(count: u32, counted: bool) -> Object {
     let object = marker(Strategy::Label);
     let rules = object.map("rules").unwrap();
     for at in 0..count {
@@ -107,7 +165,7 @@ fn with_rules(count: u32) -> Object {
             local_last: u16::MAX,
             remote_first: if at + 1 < count { 9 } else { 0 },
             remote_last: if at + 1 < count { 9 } else { u16::MAX },
-            label: FLOW.label,
+            label: FLOW.label | if counted { at << 20 } else { 0xfff << 20 },
             experiment: FLOW.experiment,
             activity: FLOW.activity,
             classes: RULE_TCP,

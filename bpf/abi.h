@@ -39,8 +39,9 @@ _Static_assert(sizeof(struct flow_value) == 12, "flow_value");
 #define NO_SLOT 0xffffffff
 
 /*
- * Map "counts": array, mapped by user space: for each CPU a block of settings.slots.
- * Never set back: who gives a slot to another flow subtracts what was there.
+ * Map "counts": array, mapped by user space: for each CPU a block of settings.slots, of
+ * which the first RULE_SLOTS are for rules and the rest for flows.
+ * Never set back: who gives a slot to another subtracts what was there.
  */
 struct count {
 	__u64 packets;		/* that left; a GSO packet is one */
@@ -48,14 +49,19 @@ struct count {
 	__u64 received_packets;	/* that arrived; those that GRO has joined are one */
 	__u64 received_octets;
 	__u64 last;		/* when the last one was, in jiffies */
+	__u64 unmarked_packets;	/* of those that left: without a mark */
+	__u64 unmarked_octets;
 };
-_Static_assert(sizeof(struct count) == 40, "count");
+_Static_assert(sizeof(struct count) == 56, "count");
 
 /*
  * Map "rules": array of two tables with so many rules each. One is in use, up to its
  * first rule without a label.
  */
 #define MAX_RULES 64
+
+/* The slots of map "counts" that rules have: one for each place, and for the last one's. */
+#define RULE_SLOTS (2 * MAX_RULES + 64)
 
 /* rule.classes: which protocols it is for. */
 #define RULE_TCP 1
@@ -70,7 +76,7 @@ struct rule {
 	__u16 local_last;
 	__u16 remote_first;	/* destination port */
 	__u16 remote_last;
-	__u32 label;		/* without entropy; 0: no rule */
+	__u32 label;		/* without entropy; above its 20 bits the slot; 0: no rule */
 	__u16 experiment;	/* 1 to 511 */
 	__u8 activity;		/* 0 to 63 */
 	__u8 classes;		/* RULE_* */
@@ -82,7 +88,7 @@ _Static_assert(sizeof(struct rule) == 80, "rule");
  * every packet. Eight octets, aligned, so that they change at once; all zero: no rules.
  */
 struct rules_head {
-	__u32 label;		/* without entropy; 0: there is no such rule */
+	__u32 label;		/* likewise; 0: there is no such rule */
 	__u16 experiment;
 	__u8 activity;
 	__u8 version;		/* 0: no table; else its lowest bit says which */
@@ -95,13 +101,18 @@ _Static_assert(sizeof(struct rules_head) == 8, "rules_head");
 #define STRATEGY_DESTINATION 2
 #define STRATEGY_HOP_BY_HOP_DESTINATION 3
 
+/* settings.count_received */
+#define COUNT_NONE 0
+#define COUNT_UDP 1
+#define COUNT_ALL 2
+
 /* Section ".rodata.settings": chosen before load, constant for the verifier. */
 struct settings {
 	__u8 strategy;
 	__u8 debug;		/* bpf_printk a line per packet of a flow */
 	__u8 check_mtu;		/* the kernel has bpf_check_mtu (5.12) */
-	__u8 count_received;	/* packets that arrive are counted too */
-	__u32 slots;		/* how many flows can be counted at a time; needs Linux 5.6 */
+	__u8 count_received;	/* COUNT_*: of packets that arrive */
+	__u32 slots;		/* for each CPU; 0: nothing is counted (before Linux 5.6) */
 };
 _Static_assert(sizeof(struct settings) == 8, "settings");
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Counts the packets of flows. Each CPU has counters of its own, so they need no atomic
+ * Counts the packets of flows and rules. Each CPU has counters of its own, so they need no atomic
  * instructions: programs of tc run with bottom halves off, and nothing else on the CPU
  * that counts comes between a load and its store.
  */
@@ -41,18 +41,25 @@ static __always_inline __u32 payload_of(struct __sk_buff *skb, const struct pack
 	return end > before ? end - before : 0;
 }
 
+/* The counters of that slot on this CPU; NULL: there are none. */
+static __always_inline struct count *counters(__u32 slot,
+					      const volatile struct settings *settings)
+{
+	__u32 slots = settings->slots, index;
+
+	if (slot >= slots)
+		return NULL;
+	index = bpf_get_smp_processor_id() * slots + slot;
+	return bpf_map_lookup_elem(&counts, &index);
+}
+
 /* @arrives is a constant: on ingress. */
 static __always_inline void count(struct __sk_buff *skb, const struct packet *packet,
 				  __u32 slot, const volatile struct settings *settings,
 				  int arrives)
 {
-	__u32 slots = settings->slots, index;
-	struct count *count;
+	struct count *count = counters(slot, settings);
 
-	if (slot >= slots)
-		return;
-	index = bpf_get_smp_processor_id() * slots + slot;
-	count = bpf_map_lookup_elem(&counts, &index);
 	if (!count)
 		return;
 	if (arrives) {
@@ -64,6 +71,22 @@ static __always_inline void count(struct __sk_buff *skb, const struct packet *pa
 	}
 	/* The kernel reads a word for it, where every clock would cost ten times that. */
 	count->last = bpf_jiffies64();
+}
+
+/*
+ * Says of a packet that was counted before it could be marked that it was not. So one that
+ * is marked, as nearly all are, is counted once, by what was read before it grew.
+ */
+static __always_inline void count_as_unmarked(struct __sk_buff *skb,
+					      const struct packet *packet, __u32 slot,
+					      const volatile struct settings *settings)
+{
+	struct count *count = counters(slot, settings);
+
+	if (!count)
+		return;
+	count->unmarked_packets++;
+	count->unmarked_octets += payload_of(skb, packet);
 }
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "parse.h"
 
+#define LABEL_BITS 20
 #define LABEL_MASK 0x000fffff
 
 /* Returns 0, or -1 if the kernel would not let us write. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The marker: on egress it writes the tag of a flow into every packet of it, and counts
- * it; on ingress, with the header strategies, it makes room for that, and counts too if
- * that is wanted.
+ * it; on ingress, with the header strategies, it makes room for that, and counts too,
+ * unless that is not wanted.
  *
  * It fails open. Its verdict is always TC_ACT_UNSPEC, "no opinion", so filters
  * behind it run as if it were not there. Each program comes twice, for
@@ -106,8 +106,10 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 	} else {
 		reason = insert_headers(skb, &key, &packet, &flow, &settings);
 	}
-	if (reason != UNMARKED_REASONS)
+	if (reason != UNMARKED_REASONS) {
 		count_unmarked(reason);
+		count_as_unmarked(skb, &packet, flow.slot, &settings);
+	}
 	if (settings.debug)
 		bpf_printk("glowd: experiment %d activity %d: %d", flow.experiment,
 			   flow.activity, reason);
@@ -145,7 +147,8 @@ static __always_inline void hear_of_flow(struct __sk_buff *skb, const struct pac
 	struct flow_key back;
 	__u64 *to = (__u64 *)&back;
 
-	if (!has_ports(packet->protocol))
+	if (settings.count_received == COUNT_UDP ? packet->protocol != IPPROTO_UDP :
+						   !has_ports(packet->protocol))
 		return;
 	to[0] = from[2];
 	to[1] = from[3];
@@ -160,12 +163,29 @@ static __always_inline void hear_of_flow(struct __sk_buff *skb, const struct pac
 		count(skb, packet, flow->slot, &settings, 1);
 }
 
+/*
+ * Whether it is IPv6 with TCP right behind it, as nearly all packets are that nobody wants
+ * to know more of where only UDP is counted. @l2 is a constant.
+ */
+static __always_inline int is_plain_tcp(struct __sk_buff *skb, __u32 l2)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	__u8 *ip = data + l2;
+
+	return (void *)ip + IPV6_LEN <= end && ip[0] >> 4 == 6 &&
+	       ip[IPV6_NEXT_HEADER] == IPPROTO_TCP;
+}
+
 /* What the ingress programs do. */
 static __always_inline void arrive(struct __sk_buff *skb, __u32 l2)
 {
 	struct flow_key key;
 	struct packet packet;
 
+	if (settings.strategy == STRATEGY_LABEL && settings.count_received == COUNT_UDP &&
+	    skb->protocol == bpf_htons(ETH_P_IPV6) && is_plain_tcp(skb, l2))
+		return;
 	if (!(skb->protocol == bpf_htons(ETH_P_IPV6) && parse_plain(skb, l2, &key, &packet)) &&
 	    (parse_any(skb, l2, &key, &packet) < 0 || packet.later_fragment))
 		return;

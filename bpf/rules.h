@@ -10,7 +10,7 @@
 #ifndef GLOWD_RULES_H
 #define GLOWD_RULES_H
 
-#include "parse.h"
+#include "label.h"
 
 /* The bits of a flow label that are entropy. */
 #define LABEL_ENTROPY 0x000c0103
@@ -136,6 +136,17 @@ static __always_inline int is_still(__u8 version)
 	return now.is.version == version;
 }
 
+/* Fills in what a rule says. Its slot is of its own, for the verifier unknown. */
+static __always_inline void take(struct flow_value *found, __u32 label, __u16 experiment,
+				 __u8 activity)
+{
+	found->label = label & LABEL_MASK;
+	found->experiment = experiment;
+	found->activity = activity;
+	found->flags = 0;
+	found->slot = label >> LABEL_BITS;
+}
+
 /*
  * Finds the first rule that fits a packet of no flow, and fills in its tag, the label
  * without entropy. Returns 1, or 0 if there is none.
@@ -166,11 +177,7 @@ static __always_inline int find_rule(const struct flow_key *key, struct flow_val
 				break;
 			if (!fits(rule, (const __u64 *)key, local_port, remote_port, class))
 				continue;
-			found->label = rule->label;
-			found->experiment = rule->experiment;
-			found->activity = rule->activity;
-			found->flags = 0;
-			found->slot = NO_SLOT;
+			take(found, rule->label, rule->experiment, rule->activity);
 			return is_still(head.is.version);
 		}
 		/* Halves of two tables may have no rule where each of them has one. */
@@ -179,11 +186,7 @@ static __always_inline int find_rule(const struct flow_key *key, struct flow_val
 	}
 	if (!head.is.label)
 		return 0;
-	found->label = head.is.label;
-	found->experiment = head.is.experiment;
-	found->activity = head.is.activity;
-	found->flags = 0;
-	found->slot = NO_SLOT;
+	take(found, head.is.label, head.is.experiment, head.is.activity);
 	return 1;
 }
 

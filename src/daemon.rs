@@ -80,6 +80,7 @@ fn live(
         names,
         metrics: metrics.clone(),
         period: config.period(),
+        enriched: !config.enrichers.is_empty(),
     };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {

@@ -160,7 +160,7 @@ impl Stored {
             source: self.source,
             application: self.application.clone(),
             news: self.news.clone(),
-            counted: meter.zip(self.slot).map(|(meter, slot)| meter.read(slot)),
+            counted: meter.zip(self.slot).map(|(meter, slot)| meter.read(slot, id.protocol())),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::flow::Protocol;
-use crate::meter::Counted;
+use crate::meter::{Counted, Traffic};
 
 const API: (&str, Authority) = ("api", Authority::Told);
 const PIPE: (&str, Authority) = ("namedPipe", Authority::Told);
@@ -426,9 +426,9 @@ fn what_was_told_gives_way_to_packets_that_were_counted_since() {
         let news = News { usage: Some(usage(0)), told: Timestamp(told), ..News::default() };
         let counted = Counted {
             slot: 0,
-            packets: 1,
-            octets: 500,
-            received: Some((0, 0)),
+            left: Traffic { packets: 1, octets: 500 },
+            unmarked: Traffic::default(),
+            received: Some(Traffic::default()),
             last: last.map(Timestamp),
         };
         Flow { news: Some(Arc::new(news)), counted: Some(counted), ..flow }

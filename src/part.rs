@@ -42,6 +42,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// How often flows are measured (`enrichers.period`).
     pub period: Duration,
+    /// Whether an enricher is to run, which knows what connections of TCP carry.
+    pub enriched: bool,
 }
 
 impl Context {
@@ -53,6 +55,7 @@ impl Context {
             names: Arc::new(names),
             metrics: Arc::default(),
             period: Duration::from_secs(1),
+            enriched: false,
         }
     }
 }

@@ -152,7 +152,7 @@ fn an_unknown_user_alone_is_no_wrong_configuration() {
 fn the_shipped_file_is_accepted_and_says_what_is_documented() {
     let shipped = Config::load(&root().join("conf.json")).unwrap();
     assert_eq!(shipped.notes, [], "nothing to remark on");
-    let defaults = r#"{"plugins": {"namedPipe": {}, "api": {}},
+    let defaults = r#"{"plugins": {"namedPipe": {}, "api": {}}, "enrichers": {"netlink": {}},
         "backends": {"marker": {"discoverInterfaces": true}, "firefly": {}}}"#;
     let defaults = Config::parse(defaults, "defaults").unwrap();
     assert_eq!(shipped.to_json(), defaults.to_json(), "the other values are the defaults");
@@ -172,6 +172,8 @@ fn the_shipped_file_is_accepted_and_says_what_is_documented() {
         ("/backends/marker/discoverInterfaces", true.into()),
         ("/backends/marker/markingStrategy", "label".into()),
         ("/backends/marker/matchAll", false.into()),
+        ("/backends/marker/countReceived", "auto".into()),
+        ("/enrichers/period", 1000.into()),
         ("/backends/marker/attach", "auto".into()),
         ("/backends/firefly/sendToDestination", true.into()),
         ("/backends/firefly/destinationPort", 10514.into()),

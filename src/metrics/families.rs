@@ -47,7 +47,7 @@ families! {
         "Flows that are open, by experiment and activity.";
     TAG_PACKETS: Counter "glowd_tag_packets_total"
         ["experiment", "experiment_id", "activity", "activity_id"]
-        "Packets of flows that left by marked interfaces; those of glowd_unmarked_packets_total bear no mark.";
+        "Packets that left with a mark, of flows and by rules.";
     TAG_BYTES: Counter "glowd_tag_bytes_total"
         ["experiment", "experiment_id", "activity", "activity_id"]
         "Octets of payload in those packets, retransmissions included.";
@@ -82,7 +82,7 @@ families! {
     MAP_ENTRIES_LIMIT: Gauge "glowd_bpf_map_entries_limit" ["map"]
         "The most entries that a map of the marker has room for.";
     UNMARKED: Counter "glowd_unmarked_packets_total" ["reason"]
-        "Packets of open flows that went out unmarked, by reason.";
+        "Packets of open flows, or that a rule is for, that went out unmarked, by reason.";
     FIREFLIES_SENT: Counter "glowd_fireflies_sent_total" ["recipient"]
         "Fireflies sent, by the kind of recipient.";
     FIREFLIES_FAILED: Counter "glowd_fireflies_failed_total" ["recipient", "reason"]

@@ -14,7 +14,7 @@ pub mod process;
 use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use families::Family;
 
@@ -112,7 +112,7 @@ pub type Source = Box<dyn Fn(&mut Writer) + Send + Sync>;
 #[derive(Default)]
 pub struct Metrics {
     sources: Mutex<Vec<Source>>,
-    packets: OnceLock<Reader>,
+    packets: OnceLock<Arc<dyn Reader>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -127,14 +127,14 @@ impl Metrics {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(source));
     }
 
-    /// Has packets of flows read by `reader`. The first one counts.
-    pub fn read_packets_by(&self, reader: Reader) {
+    /// Has marked packets read by `reader`. The first one counts.
+    pub fn read_packets_by(&self, reader: Arc<dyn Reader>) {
         let _ = self.packets.set(reader);
     }
 
-    /// What tells the packets of flows, if they are counted.
-    pub fn packets(&self) -> Option<&Reader> {
-        self.packets.get()
+    /// What tells the marked packets, if they are counted.
+    pub fn packets(&self) -> Option<&dyn Reader> {
+        self.packets.get().map(|reader| &**reader)
     }
 
     /// Has all sources write, behind each other.

@@ -62,7 +62,7 @@ unsafe impl Plain for FlowValue {}
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// `struct count`: what one CPU has counted in a slot; the value of map `counts`, which has
-/// a block of slots for each CPU.
+/// a block of slots for each CPU, the first [`RULE_SLOTS`] of which are for rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -76,12 +76,20 @@ pub struct Count {
     pub received_octets: u64,
     /// When the last one was, in jiffies.
     pub last: u64,
+    /// Of the packets that left, those without a mark.
+    pub unmarked_packets: u64,
+    /// Octets of their payload.
+    pub unmarked_octets: u64,
 }
 // SAFETY: integers of one size.
 unsafe impl Plain for Count {}
 
 /// `MAX_RULES`: how many rules a table of map `rules` holds; it has two tables.
 pub const MAX_RULES: usize = 64;
+
+/// `RULE_SLOTS`: how many slots rules have, the first of all: one for each place of map
+/// `rules`, and those of the rule behind the table.
+pub const RULE_SLOTS: u32 = 192;
 
 /// `RULE_TCP`: a class of protocols that a rule is for.
 pub const RULE_TCP: u8 = 1;
@@ -107,7 +115,8 @@ pub struct Rule {
     pub remote_first: u16,
     /// The last.
     pub remote_last: u16,
-    /// Flow label without entropy. 0: no rule, and none behind it.
+    /// Flow label without entropy; above its 20 bits the slot where its packets are
+    /// counted. 0: no rule, and none behind it.
     pub label: u32,
     /// Experiment id, 1 to 511.
     pub experiment: u16,
@@ -125,7 +134,7 @@ unsafe impl Plain for Rule {}
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RulesHead {
-    /// Flow label without entropy. 0: there is no rule behind the table.
+    /// Flow label and slot, likewise. 0: there is no rule behind the table.
     pub label: u32,
     /// Experiment id, 1 to 511.
     pub experiment: u16,
@@ -183,6 +192,13 @@ impl Strategy {
     }
 }
 
+/// `COUNT_NONE`: packets that arrive are not counted.
+pub const COUNT_NONE: u8 = 0;
+/// `COUNT_UDP`: those of UDP are.
+pub const COUNT_UDP: u8 = 1;
+/// `COUNT_ALL`: those of TCP and UDP are.
+pub const COUNT_ALL: u8 = 2;
+
 /// `struct settings`: what is chosen before the programs are loaded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,9 +209,9 @@ pub struct Settings {
     pub debug: u8,
     /// 0 or 1: the kernel has bpf_check_mtu (5.12).
     pub check_mtu: u8,
-    /// 0 or 1: packets of flows that arrive are counted too.
+    /// `COUNT_*`: which packets of flows that arrive are counted.
     pub count_received: u8,
-    /// How many flows can be counted at a time.
+    /// For each CPU; 0: nothing is counted.
     pub slots: u32,
 }
 // SAFETY: integers that fill eight octets without a gap.

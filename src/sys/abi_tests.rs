@@ -40,7 +40,22 @@ fn assertions() -> String {
         }
     );
     mirror!("rules_head", RulesHead { label, experiment, activity, version });
-    mirror!("count", Count { packets, octets, received_packets, received_octets, last });
+    mirror!(
+        "count",
+        Count {
+            packets,
+            octets,
+            received_packets,
+            received_octets,
+            last,
+            unmarked_packets,
+            unmarked_octets
+        }
+    );
+    same("COUNT_NONE", usize::from(COUNT_NONE));
+    same("COUNT_UDP", usize::from(COUNT_UDP));
+    same("COUNT_ALL", usize::from(COUNT_ALL));
+    same("RULE_SLOTS", RULE_SLOTS as usize);
     same("NO_SLOT", NO_SLOT as usize);
     same("MAX_RULES", MAX_RULES);
     for (name, value) in [("TCP", RULE_TCP), ("UDP", RULE_UDP), ("OTHER", RULE_OTHER)] {

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::process::Command;
 
 use glowd::entropy::EntropyKey;
-use glowd::sys::abi::{Count, FlowKey, FlowValue, Rule, RulesHead, Settings, SkBuff, Strategy};
+use glowd::sys::abi::{
+    Count, FlowKey, FlowValue, Rule, RulesHead, Settings, SkBuff, Strategy, COUNT_ALL, RULE_SLOTS,
+};
 use glowd::sys::bpf::{possible_cpus, Map, Object, OpenObject, PerCpuArray, Run, MARKER};
 use glowd::sys::probe::has_check_mtu;
 use nix::sched::{unshare, CloneFlags};
@@ -12,8 +14,8 @@ use nix::sched::{unshare, CloneFlags};
 /// What every program of the marker returns: no opinion, the next filter decides.
 pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 
-/// How many flows are counted.
-pub(crate) const SLOTS: u32 = 4;
+/// How many slots there are, those of rules included.
+pub(crate) const SLOTS: u32 = RULE_SLOTS + 4;
 
 pub(crate) fn cpus() -> u32 {
     u32::try_from(possible_cpus().unwrap()).unwrap()
@@ -34,11 +36,16 @@ pub(crate) struct Rig {
 impl Rig {
     /// On the loopback interface, whose MTU is 65536.
     pub(crate) fn new(strategy: Strategy) -> Self {
+        Self::counting(strategy, COUNT_ALL)
+    }
+
+    /// One that counts those of the packets that arrive: `COUNT_*`.
+    pub(crate) fn counting(strategy: Strategy, count_received: u8) -> Self {
         let mut object = OpenObject::from_memory("marker", &MARKER.unpack().unwrap()).unwrap();
         let settings = Settings {
             strategy: strategy as u8,
             check_mtu: u8::from(has_check_mtu()),
-            count_received: 1,
+            count_received,
             slots: SLOTS,
             ..Settings::default()
         };
@@ -99,6 +106,8 @@ impl Rig {
                 received_packets: sum.received_packets + one.received_packets,
                 received_octets: sum.received_octets + one.received_octets,
                 last: sum.last.max(one.last),
+                unmarked_packets: sum.unmarked_packets + one.unmarked_packets,
+                unmarked_octets: sum.unmarked_octets + one.unmarked_octets,
             }
         })
     }

@@ -7,10 +7,10 @@ use serde_json::{json, Value};
 use super::rig::{line, Strategy, ATLAS, STRATEGIES};
 use crate::common::{
     skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Offload, Pair, DEVICE,
-    HERE, THERE,
+    HERE, PATIENCE, THERE,
 };
 
-fn daemon(pair: &Pair, strategy: Strategy, received: bool) -> Daemon {
+fn daemon(pair: &Pair, strategy: Strategy, received: &str) -> Daemon {
     let config = json!({
         "plugins": {"namedPipe": {}, "api": {"bindPort": 7777}},
         "backends": {"marker": {
@@ -47,7 +47,7 @@ fn usage_is_what_was_sent_and_received_to_the_octet() {
         for offload in [Offload::Tso, Offload::None] {
             let pair = Pair::new();
             pair.set_device(1500, offload);
-            let mut daemon = daemon(&pair, strategy, true);
+            let mut daemon = daemon(&pair, strategy, "all");
             let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
             daemon.write(&line(true, "tcp", from, to, ATLAS));
             daemon.wait_for_line("start tcp");
@@ -95,7 +95,7 @@ fn datagrams_are_counted_by_flow_and_direction_and_slots_begin_anew() {
         return;
     }
     let pair = Pair::new();
-    let mut daemon = daemon(&pair, Strategy::Label, true);
+    let mut daemon = daemon(&pair, Strategy::Label, "udp");
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
     let here = udp(&pair.here, from, to);
     let there = udp(&pair.there, to, from);
@@ -136,7 +136,7 @@ fn what_leaves_is_counted_without_a_look_at_what_arrives() {
         return;
     }
     let pair = Pair::new();
-    let mut daemon = daemon(&pair, Strategy::Label, false);
+    let mut daemon = daemon(&pair, Strategy::Label, "off");
     let (from, to) = (v6(HERE, 40_000), v6(THERE, 5001));
     let here = udp(&pair.here, from, to);
     let _there = udp(&pair.there, to, from);
@@ -150,4 +150,85 @@ fn what_leaves_is_counted_without_a_look_at_what_arrives() {
     assert!(now["usage"].is_null() && now["marked"]["receivedPackets"].is_null(), "{now}");
     assert_eq!(pair.here.run(&format!("tc filter show dev {DEVICE} ingress")), "");
     daemon.stop(&[]);
+}
+
+/// The shipped configuration has the enricher; one without it is as ordinary.
+#[test]
+fn the_end_of_any_flow_says_what_it_has_carried_by_default() {
+    if skip_unless_root() {
+        return;
+    }
+    const SENT: usize = 300_001;
+    const ANSWERED: usize = 7003;
+    for enrichers in [json!({}), json!({"netlink": {}, "period": 100})] {
+        let pair = Pair::new();
+        let sink = pair.here.enter(|| std::net::UdpSocket::bind("[::1]:9999")).expect("a sink");
+        sink.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let config = json!({
+            "plugins": {"namedPipe": {}, "api": {"bindPort": 7777}},
+            "enrichers": enrichers,
+            "backends": {
+                "marker": {"targetInterfaces": [DEVICE]},
+                "firefly": {"sendToDestination": false, "collectors": ["[::1]:9999"]}
+            }
+        });
+        let mut daemon = Daemon::start_in(&pair.here, config);
+        let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
+        for protocol in ["tcp", "udp"] {
+            daemon.write(&line(true, protocol, from, to, ATLAS));
+        }
+        let here = udp(&pair.here, from, to);
+        let there = udp(&pair.there, to, from);
+        wait_for("both flows to be counted", || {
+            here.send(b"").expect("to send");
+            let (_, answer) = pair.here.enter(|| daemon.get("/flows"));
+            let flows = answer["flows"].as_array().expect("flows").clone();
+            let counted = |flow: &Value| flow["marked"]["packets"].as_u64() > Some(0);
+            (flows.len() == 2 && flows.iter().any(counted)).then_some(())
+        });
+        let mut connection = Connection::open((&pair.here, from), (&pair.there, to), 0);
+        connection.send_bulk(SENT);
+        connection.server.write_all(&[7; ANSWERED]).expect("to answer");
+        connection.client.read_exact(&mut [0; ANSWERED]).expect("the answer");
+        for _ in 0..10 {
+            here.send(&[1; 50]).expect("to send");
+            there.send(&[1; 20]).expect("to send");
+            here.recv(&mut [0; 20]).expect("an answer");
+        }
+        drop(connection);
+        for protocol in ["tcp", "udp"] {
+            daemon.write(&line(false, protocol, from, to, ATLAS));
+        }
+        let mut ends = 0;
+        while ends < 2 {
+            let mut datagram = [0; 2048];
+            let length = sink.recv(&mut datagram).expect("a firefly");
+            let start = datagram.iter().position(|octet| *octet == b'{').expect("a document");
+            let firefly: Value =
+                serde_json::from_slice(&datagram[start..length]).expect("a document");
+            if firefly["flow-lifecycle"]["state"] != "end" {
+                continue;
+            }
+            ends += 1;
+            let usage = &firefly["usage"];
+            let exact = if firefly["flow-id"]["protocol"] == "udp" {
+                json!({"sent": 500, "received": 200})
+            } else {
+                json!({"sent": SENT, "received": ANSWERED})
+            };
+            // What is sent again counts again where no enricher measures.
+            let again = retransmitted(&pair.here) + retransmitted(&pair.there);
+            let most = |key: &str| exact[key].as_u64().unwrap() + 65_535 * again;
+            let fits = |key: &str| {
+                let range = exact[key].as_u64().unwrap()..=most(key);
+                usage[key].as_u64().is_some_and(|octets| range.contains(&octets))
+            };
+            let is_measured = enrichers != json!({}) || firefly["flow-id"]["protocol"] == "udp";
+            assert!(
+                if is_measured { *usage == exact } else { fits("sent") && fits("received") },
+                "{firefly}"
+            );
+        }
+        daemon.stop(&[]);
+    }
 }

@@ -226,7 +226,7 @@ fn the_port_of_a_bridge_is_not_discovered() {
     hosts.here.ip(&format!("-6 address add {NEAR}/64 dev br0 nodad"));
     cable.wait_until_marked(Strategy::Label, true);
     hosts.wait_until_left("wan0");
-    assert_eq!(hosts.programs("br0"), 1);
+    assert_ne!(hosts.programs("br0"), 0);
     daemon.stop(&[]);
     assert_eq!(hosts.programs("br0"), 0);
 }

@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use super::listener::firefly;
 use super::rig::{line, ATLAS, CMS};
 use crate::common::{
-    installed, skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Pair, DEVICE,
-    HERE, PATIENCE, THERE,
+    installed, skip_unless_root, udp, v6, wait_for, Connection, Daemon, Namespace, Offload, Pair,
+    DEVICE, HERE, PATIENCE, THERE,
 };
 
 /// Where glowd's metrics are.
@@ -399,4 +399,81 @@ fn packets_and_octets_of_a_tag_are_exact_and_stay_when_its_flows_end() {
         so_far();
     }
     daemon.stop(NONSENSE);
+}
+
+/// Packets and octets with that mark, as the metrics have them; None: none.
+fn tagged(host: &Namespace, experiment: u8, activity: u8) -> Option<(u64, u64)> {
+    let (_, body) = get(host, METRICS, "/metrics", "text/plain")?;
+    let ids = (format!("_id=\"{experiment}\","), format!("activity_id=\"{activity}\"}}"));
+    let number = |name: &str| -> Option<u64> {
+        let of =
+            |line: &&str| line.starts_with(name) && line.contains(&ids.0) && line.contains(&ids.1);
+        body.lines().find(of)?.rsplit(' ').next()?.parse().ok()
+    };
+    Some((number("glowd_tag_packets_total{")?, number("glowd_tag_bytes_total{")?))
+}
+
+/// What rules mark belongs to the totals of its tag, which rules that come and go and flows
+/// with the same tag never set back; what cannot be marked does not.
+#[test]
+fn what_rules_mark_is_counted_by_tag_and_nothing_that_is_unmarked() {
+    if skip_unless_root() {
+        return;
+    }
+    const SMALL: usize = 100;
+    // With a header it would exceed the MTU of 1500.
+    const LARGE: usize = 1452;
+    let pair = Pair::new();
+    pair.set_device(1500, Offload::None);
+    let config = |rules: Value| {
+        let mut config = config(None);
+        config["backends"]["marker"]["markingStrategy"] = json!("hopByHop");
+        config["backends"]["marker"]["rules"] = rules;
+        config
+    };
+    let rule =
+        |port: u16, activity| json!({"remotePort": port, "experiment": 2, "activity": activity});
+    let mut daemon = Daemon::start_in(&pair.here, config(json!([rule(5001, 15)])));
+    let (from, to) = (v6(HERE, 40_001), v6(THERE, 5001));
+    let _sink = pair.there.enter(|| UdpSocket::bind("[::]:5001")).expect("a sink");
+    let socket = udp(&pair.here, from, to);
+    let mut carried = [0; 2];
+    let tags = [15, 16];
+    // By rules, by those of another table, by a flow, and by the rules again.
+    for (round, tag) in [0, 1, 0, 0, 1].into_iter().enumerate() {
+        let flow = round == 2;
+        if flow {
+            daemon.write(&line(true, "udp", from, to, ATLAS));
+        } else {
+            daemon.rewrite(config(json!([rule(9, 15), rule(5001, tags[tag])])));
+            daemon.signal(nix::sys::signal::Signal::SIGHUP);
+        }
+        // Packets without payload, until it is in force.
+        let before = tagged(&pair.here, 2, tags[tag]).map_or(0, |(packets, _)| packets);
+        wait_for("the tag", || {
+            socket.send(b"").expect("to send");
+            let (_, answer) = pair.here.enter(|| daemon.get("/flows"));
+            let open = answer["flows"].as_array().is_some_and(|flows| !flows.is_empty());
+            let (packets, _) = tagged(&pair.here, 2, tags[tag])?;
+            (packets > before && open == flow).then_some(())
+        });
+        for _ in 0..50 {
+            socket.send(&[7; SMALL]).expect("to send");
+            socket.send(&[7; LARGE]).expect("to send");
+        }
+        carried[tag] += 50 * SMALL as u64;
+        let totals = || tags.map(|tag| tagged(&pair.here, 2, tag).map_or(0, |(_, octets)| octets));
+        wait_for("all octets", || (totals() == carried).then_some(()));
+        if flow {
+            let (_, answer) = pair.here.enter(|| daemon.get("/flows"));
+            let marked = &answer["flows"][0]["marked"];
+            assert_eq!(marked["octets"], json!(50 * (SMALL + LARGE)), "{marked}");
+            assert_eq!(marked["unmarkedOctets"], json!(50 * LARGE), "{marked}");
+            assert_eq!(marked["unmarkedPackets"], json!(50), "{marked}");
+            daemon.write(&line(false, "udp", from, to, ATLAS));
+            daemon.wait_for_line("end udp");
+        }
+        assert_eq!(totals(), carried);
+    }
+    daemon.stop(&[NONSENSE, &["would exceed"]].concat());
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use glowd::config::TOP;
 use glowd::{backends, enrichers, plugins};
@@ -32,6 +33,7 @@ const LIVE: &[(&str, fn())] = &[
     ("plugins.namedPipe.group", pipe_group),
     ("plugins.firefly.allowFrom", allow_from),
     ("plugins.firefly.hasSyslogHeader", has_syslog_header),
+    ("plugins.firefly.relay", firefly_relay),
     ("plugins.netlink.rules", netlink_rules),
     ("plugins.netlink.experiment", netlink_experiment),
     ("plugins.netlink.activity", netlink_activity),
@@ -145,6 +147,47 @@ fn allow_from() {
 
 fn has_syslog_header() {
     firefly_plugin("hasSyslogHeader", json!("true"), json!("auto"));
+}
+
+/// One collector after another, then none. Each firefly is another one, since what was passed
+/// on is not passed on again.
+fn firefly_relay() {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let sinks = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let relay = |to: &[&UdpSocket]| {
+        let names = to.iter().map(|sink| sink.local_addr().unwrap().to_string());
+        let firefly = json!({"bindPort": port, "relay": names.collect::<Vec<_>>()});
+        json!({"plugins": {"firefly": firefly, "api": {"bindPort": free_port()}}, "backends": {}})
+    };
+    let config = relay(&[]);
+    let api = config["plugins"]["api"].clone();
+    let mut daemon = Daemon::start(config);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut source = 0;
+    for to in [&[&sinks[0]][..], &[&sinks[1]], &[&sinks[0], &sinks[1]], &[]] {
+        let mut config = relay(to);
+        config["plugins"]["api"] = api.clone();
+        let said = reload_with(&mut daemon, &config);
+        assert_eq!(said.last(), Some(&format!("{RELOADED}changed plugins.firefly.relay")));
+        // The plugin hears of it by and by: then all who are to get a firefly do, and nobody else.
+        wait_for("the collectors", || {
+            source += 1;
+            let firefly = start_of(source);
+            socket.send_to(&firefly, ("127.0.0.1", port)).unwrap();
+            wait_for("the flow", || (flows(&daemon) == usize::from(source)).then_some(()));
+            let got = sinks.each_ref().map(|sink| {
+                sink.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+                let mut buffer = [0; 4000];
+                std::iter::from_fn(|| {
+                    sink.recv(&mut buffer).ok().map(|size| buffer[..size] == firefly)
+                })
+                .any(|same| same)
+            });
+            let wanted = sinks.each_ref().map(|sink| to.iter().any(|to| std::ptr::eq(*to, sink)));
+            (got == wanted).then_some(())
+        });
+    }
+    daemon.stop(&["backends: ", "bursts may be lost"]);
 }
 
 /// By the labels of datagrams that leave a namespace.

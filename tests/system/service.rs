@@ -51,6 +51,26 @@ fn it_is_ready_as_its_own_user_with_three_capabilities() {
     assert!(options("/run/glowd").starts_with("rw,"), "{mounts}");
 }
 
+/// With no more capabilities than the unit has.
+#[test]
+fn the_shipped_configuration_knows_what_tcp_has_carried() {
+    const SENT: usize = 1_000_001;
+    let machine = Machine::boot();
+    machine.run(&["systemctl", "start", "glowd"]);
+    let (from, to) = (v6(HERE, 40_000), v6(THERE, 1094));
+    let hosts = (&machine.pair.here, &machine.pair.there);
+    let mut connection = Connection::open((hosts.0, from), (hosts.1, to), 0);
+    assert!(machine.write_as("root", "/run/glowd/np", &line(true, "tcp", from, to, CMS)));
+    connection.send_bulk(SENT);
+    let usage = format!("\"usage\":{{\"received\":0,\"sent\":{SENT}}}");
+    wait_for("the usage", || machine.get(7777, "/flows").contains(&usage).then_some(()));
+    assert!(machine.write_as("root", "/run/glowd/np", &line(false, "tcp", from, to, CMS)));
+    wait_for("the end", || (!machine.get(7777, "/flows").contains("usage")).then_some(()));
+    let journal = machine.journal("glowd");
+    let said = journal.lines().filter(|line| line.contains("enrichers.netlink"));
+    assert_eq!(said.count(), 1, "that it is ready, and no complaint: {journal}");
+}
+
 /// Its root is a folder of its own: no start puts anything into the configuration's.
 #[test]
 fn its_root_is_not_the_folder_of_the_configuration() {
@@ -340,5 +360,5 @@ fn it_survives_a_restart_under_traffic() {
     }
     let filters = machine.attached();
     let own = filters.iter().filter(|line| line.starts_with(DEVICE)).count();
-    assert_eq!(own, 2, "a filter and its qdisc: {filters:?}");
+    assert_eq!(own, 3, "two filters and their qdisc: {filters:?}");
 }

@@ -13,6 +13,7 @@ use super::choice::Wanted;
 use super::follow::{Follower, Names, View};
 use super::meter::Slots;
 use super::programs::Programs;
+use super::ruled::Ruled;
 use super::rules::{self, Table};
 use super::tag::{self, Newest};
 use crate::backends::Backend;
@@ -47,6 +48,8 @@ pub(super) struct Marker {
     given: Option<Given>,
     /// None: it was given away, or there is none.
     meter: Option<Slots>,
+    /// None: nothing is counted.
+    ruled: Option<Arc<Ruled>>,
     /// How many entries map `flows` has room for.
     capacity: u32,
     /// How many entries map `flows` has.
@@ -79,7 +82,11 @@ impl Marker {
         let programs = Programs::load(section, context)?;
         let follower = Follower::new(wanted, view, programs, &links)?;
         let object = follower.programs().object();
-        let mut table = Table::new(object)?;
+        let counts = follower.programs().counts()?;
+        let ruled = counts.clone().map(Ruled::new).map(Arc::new);
+        let received = follower.programs().count_received();
+        let meter = counts.map(|counts| Slots::new(counts, received)).transpose()?;
+        let mut table = Table::new(object, ruled.clone())?;
         let given = Given::new(Arc::new(section.clone()), context.names.get());
         let found = rules::read(section, &context.names)?;
         table.set(&found).map_err(|cause| Error::os("cannot set the rules", cause))?;
@@ -91,7 +98,8 @@ impl Marker {
             everything: None,
             given,
             registry: context.names.clone(),
-            meter: follower.programs().meter()?,
+            meter,
+            ruled,
             capacity: context.max_flows,
             entries: Arc::default(),
             names: follower.names(),
@@ -104,8 +112,8 @@ impl Marker {
         let (unmarked, entries, capacity) =
             (self.unmarked.clone(), self.entries.clone(), self.capacity);
         let names = self.names.clone();
-        if let Some(meter) = &self.meter {
-            metrics.read_packets_by(meter.reader());
+        if let Some(ruled) = &self.ruled {
+            metrics.read_packets_by(ruled.clone());
         }
         metrics.add(move |writer| {
             writer.number(&MAP_ENTRIES, &["flows"], entries.get());

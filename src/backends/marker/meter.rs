@@ -1,5 +1,6 @@
 //! The marker's counters of packets: gives each flow a slot of map `counts` while it is
-//! open, and adds up what the CPUs have counted there. Owned by the dispatcher.
+//! open, and adds up what the CPUs have counted there. Owned by the dispatcher. (Those of
+//! rules are in `ruled`.)
 //!
 //! The counters only ever grow, since nobody but the CPU that counts may write them: what
 //! was there when a slot was given away is subtracted.
@@ -10,25 +11,26 @@ use std::sync::Arc;
 use nix::time::{clock_getres, clock_gettime, ClockId};
 
 use crate::error::{Error, Result};
-use crate::flow::Timestamp;
-use crate::meter::{Counted, Meter, Reader};
-use crate::sys::abi::Count;
+use crate::flow::{Protocol, Timestamp};
+use crate::meter::{Counted, Meter, Traffic};
+use crate::sys::abi::{Count, COUNT_ALL, COUNT_UDP, RULE_SLOTS};
 use crate::sys::bpf::{possible_cpus, Mapped, Object};
 
 /// How much memory of the kernel the counters take at the most, in octets.
-const MEMORY: usize = 64 << 20;
+const MEMORY: usize = 96 << 20;
 
-/// How many flows can be counted at a time, and how many CPUs count, if up to `max_flows`
-/// are open.
+/// How many slots there are for rules and up to `max_flows` open flows, and how many CPUs
+/// count.
 pub(super) fn size(max_flows: u32) -> Result<(u32, u32)> {
     let cpus = possible_cpus()?;
     let slots = MEMORY / (size_of::<Count>() * cpus);
     let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
-    Ok((max_flows.min(number(slots)), number(cpus)))
+    Ok((max_flows.saturating_add(RULE_SLOTS).min(number(slots)), number(cpus)))
 }
 
 /// What the CPUs count; read on any thread.
-struct Counts {
+#[derive(Debug)]
+pub(super) struct Counts {
     counts: Mapped<Count>,
     slots: u32,
     cpus: u32,
@@ -36,9 +38,9 @@ struct Counts {
 
 pub(super) struct Slots {
     counts: Arc<Counts>,
-    slots: u32,
-    received: bool,
-    /// What was in a slot when it was given away last.
+    /// `COUNT_*`: what arrives and is counted as well.
+    received: u8,
+    /// What was in a slot when it was given away last; the first is that of the first flow.
     before: Vec<Count>,
     /// Slots that were given back, the oldest first: a packet that was on its way at the end
     /// of its flow is long gone when the slot is used again.
@@ -47,29 +49,37 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// The slots of the loaded programs; `received`: they count what arrives as well.
-    pub(super) fn new(object: &Object, slots: u32, cpus: u32, received: bool) -> Result<Self> {
-        let counts = Arc::new(Counts { counts: object.mapped("counts")?, slots, cpus });
+    /// Those of flows; `received`: which packets that arrive are counted.
+    pub(super) fn new(counts: Arc<Counts>, received: u8) -> Result<Self> {
         let (before, free) = (Vec::new(), VecDeque::new());
-        Ok(Slots { counts, slots, received, before, free, ticks: Ticks::new()? })
-    }
-
-    /// What tells any thread the packets that left and the octets of their payload, by slot,
-    /// since the start.
-    pub(super) fn reader(&self) -> Reader {
-        let counts = self.counts.clone();
-        Box::new(move |slot| {
-            let sum = counts.sum(slot);
-            (sum.packets, sum.octets)
-        })
-    }
-
-    fn sum(&self, slot: u32) -> Count {
-        self.counts.sum(slot)
+        Ok(Slots { counts, received, before, free, ticks: Ticks::new()? })
     }
 }
 
+fn left(count: &Count) -> Traffic {
+    Traffic { packets: count.packets, octets: count.octets }
+}
+
+fn unmarked(count: &Count) -> Traffic {
+    Traffic { packets: count.unmarked_packets, octets: count.unmarked_octets }
+}
+
+fn received(count: &Count) -> Traffic {
+    Traffic { packets: count.received_packets, octets: count.received_octets }
+}
+
 impl Counts {
+    /// Those of the loaded programs.
+    pub(super) fn new(object: &Object, slots: u32, cpus: u32) -> Result<Self> {
+        Ok(Counts { counts: object.mapped("counts")?, slots, cpus })
+    }
+
+    /// What has left with a mark, by whatever had the slot.
+    pub(super) fn marked(&self, slot: u32) -> Traffic {
+        let sum = self.sum(slot);
+        left(&sum).since(unmarked(&sum))
+    }
+
     fn sum(&self, slot: u32) -> Count {
         let mut sum = Count::default();
         for cpu in 0..self.cpus {
@@ -79,6 +89,8 @@ impl Counts {
             sum.received_packets = sum.received_packets.wrapping_add(one.received_packets);
             sum.received_octets = sum.received_octets.wrapping_add(one.received_octets);
             sum.last = sum.last.max(one.last);
+            sum.unmarked_packets = sum.unmarked_packets.wrapping_add(one.unmarked_packets);
+            sum.unmarked_octets = sum.unmarked_octets.wrapping_add(one.unmarked_octets);
         }
         sum
     }
@@ -87,28 +99,34 @@ impl Counts {
 impl Meter for Slots {
     fn open(&mut self) -> Option<u32> {
         let used = u32::try_from(self.before.len()).unwrap_or(u32::MAX);
+        let fresh = used.saturating_add(RULE_SLOTS);
         // One that was never used has no packets on their way.
-        let slot = if used < self.slots { Some(used) } else { self.free.pop_front() }?;
-        let sum = self.sum(slot);
-        match self.before.get_mut(slot as usize) {
+        let slot = if fresh < self.counts.slots { Some(fresh) } else { self.free.pop_front() }?;
+        let sum = self.counts.sum(slot);
+        match self.before.get_mut((slot - RULE_SLOTS) as usize) {
             Some(before) => *before = sum,
             None => self.before.push(sum),
         }
         Some(slot)
     }
 
-    fn read(&self, slot: u32) -> Counted {
-        let sum = self.sum(slot);
-        let before = self.before.get(slot as usize).copied().unwrap_or_default();
-        let packets = sum.packets.wrapping_sub(before.packets);
-        let received = sum.received_packets.wrapping_sub(before.received_packets);
-        let received_octets = sum.received_octets.wrapping_sub(before.received_octets);
-        let any = packets != 0 || received != 0;
+    fn read(&self, slot: u32, protocol: Protocol) -> Counted {
+        let sum = self.counts.sum(slot);
+        let place = slot.wrapping_sub(RULE_SLOTS) as usize;
+        let before = self.before.get(place).copied().unwrap_or_default();
+        let since = |part: fn(&Count) -> Traffic| part(&sum).since(part(&before));
+        let is_counted = match self.received {
+            COUNT_ALL => true,
+            COUNT_UDP => protocol == Protocol::Udp,
+            _ => false,
+        };
+        let (left, received) = (since(left), since(received));
+        let any = left.packets != 0 || received.packets != 0;
         Counted {
             slot,
-            packets,
-            octets: sum.octets.wrapping_sub(before.octets),
-            received: self.received.then_some((received, received_octets)),
+            left,
+            unmarked: since(unmarked),
+            received: is_counted.then_some(received),
             last: any.then(|| self.ticks.time_of(sum.last)),
         }
     }

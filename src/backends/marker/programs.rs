@@ -2,18 +2,19 @@
 //! they have to know of it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use log::{info, warn};
 
 use super::attach::{Attachment, Way};
-use super::meter::{self, Slots};
+use super::meter::{self, Counts};
 use crate::config::Section;
 use crate::entropy::EntropyKey;
 use crate::error::{At, Class, Error, Result};
 use crate::net::interfaces::Interface;
 use crate::net::tc::Hook;
 use crate::part::Context;
-use crate::sys::abi::{Settings, Strategy};
+use crate::sys::abi::{Settings, Strategy, COUNT_ALL, COUNT_NONE, COUNT_UDP};
 use crate::sys::bpf::{self, Map, Object, OpenObject};
 use crate::sys::probe;
 
@@ -26,8 +27,9 @@ pub(super) struct Programs {
     name: String,
     way: Way,
     remove_qdisc: bool,
-    count_received: bool,
-    /// How many flows can be counted, and on how many CPUs.
+    /// `COUNT_*`.
+    count_received: u8,
+    /// How many slots the counters have, and on how many CPUs.
     slots: u32,
     cpus: u32,
     /// Interfaces' MTUs, on a kernel that does not tell the programs (before 5.12) and
@@ -49,12 +51,21 @@ impl Programs {
             debug: section.bool("debugMode").into(),
             // Headers only make packets exceed it.
             check_mtu: (strategy.adds_header() && probe::has_check_mtu()).into(),
-            count_received: section.bool("countReceived").into(),
+            count_received: COUNT_NONE,
             slots: 0,
         };
         let (slots, cpus) =
             if probe::can_count() { meter::size(context.max_flows)? } else { (0, 0) };
-        let settings = Settings { slots, ..settings };
+        let count_received = match section.text("countReceived") {
+            _ if slots == 0 => COUNT_NONE,
+            "off" => COUNT_NONE,
+            "udp" => COUNT_UDP,
+            "all" => COUNT_ALL,
+            // What an enricher knows of TCP is better, and costs TCP nothing here.
+            _ if context.enriched => COUNT_UDP,
+            _ => COUNT_ALL,
+        };
+        let settings = Settings { slots, count_received, ..settings };
         // All three on every kernel that knows them: some newer ones load the programs
         // without CAP_PERFMON, and they take twice the time for each packet.
         if let Some(lacking) = bpf::lacking_capabilities() {
@@ -70,7 +81,6 @@ impl Programs {
             _ => Way::Auto,
         };
         let (name, remove_qdisc) = (name.to_owned(), section.bool("removeQdisc"));
-        let count_received = settings.count_received != 0;
         Ok(Programs {
             object,
             strategy,
@@ -84,13 +94,18 @@ impl Programs {
         })
     }
 
-    /// What counts the packets of flows, if the kernel has what that takes.
+    /// The counters, if the kernel has what they take.
     ///
     /// # Errors
-    /// The counters cannot be mapped.
-    pub(super) fn meter(&self) -> Result<Option<Slots>> {
-        let slots = |count| Slots::new(&self.object, count, self.cpus, self.count_received);
-        (self.slots != 0).then(|| slots(self.slots)).transpose()
+    /// They cannot be mapped.
+    pub(super) fn counts(&self) -> Result<Option<Arc<Counts>>> {
+        let counts = (self.slots != 0).then(|| Counts::new(&self.object, self.slots, self.cpus));
+        Ok(counts.transpose()?.map(Arc::new))
+    }
+
+    /// `COUNT_*`: which packets that arrive are counted.
+    pub(super) fn count_received(&self) -> u8 {
+        self.count_received
     }
 
     /// The object, for its maps.
@@ -112,13 +127,19 @@ impl Programs {
     pub(super) fn attach(&self, interface: &Interface) -> Result<Attachment> {
         let framing = Framing::of(interface)?;
         let mut programs = vec![(Hook::Egress, self.object.program(framing.marker())?)];
-        if self.strategy.adds_header() || self.count_received {
+        if self.strategy.adds_header() || self.count_received != COUNT_NONE {
             programs.push((Hook::Ingress, self.object.program(framing.room())?));
         }
         self.tell_mtu(interface)?;
         let attachment = Attachment::new(interface, &programs, self.way, self.remove_qdisc)
             .at(interface.name.clone())?;
-        info!("{}: marking {}, attached by {}", interface.name, self.name, attachment.way());
+        let counting = match self.count_received {
+            COUNT_NONE => "",
+            COUNT_UDP => " and counting what arrives by UDP",
+            _ => " and counting what arrives",
+        };
+        let (name, way) = (&interface.name, attachment.way());
+        info!("{name}: marking {}{counting}, attached by {way}", self.name);
         if self.strategy.adds_header() {
             for limitation in header_limitations(interface) {
                 warn!("{}: {limitation}", interface.name);
@@ -163,7 +184,7 @@ fn load(path: &str, settings: Settings, max_flows: u32, cpus: u32) -> Result<Obj
     object.set_max_entries("counts", (settings.slots * cpus).max(1))?;
     // What the strategy does not need is not loaded: it would only cost time.
     let room = settings.strategy != Strategy::Label as u8;
-    let ingress = room || settings.count_received != 0;
+    let ingress = room || settings.count_received != COUNT_NONE;
     object.retain_programs(|name| {
         Framing::ALL.iter().any(|f| name == f.marker() || (ingress && name == f.room()))
     })?;

@@ -3,7 +3,9 @@
 //! Owned by the marker's thread.
 
 use std::io;
+use std::sync::Arc;
 
+use super::ruled::Ruled;
 use crate::config::Section;
 use crate::error::{Error, Result};
 use crate::flow::{Protocol, Tag};
@@ -78,6 +80,9 @@ fn halves(local: u128, remote: u128) -> [[u8; 8]; 4] {
     })
 }
 
+/// A label's; above them the maps have the slot of a rule.
+const LABEL_BITS: u32 = 20;
+
 /// The word that says which table is in use.
 #[derive(Debug)]
 enum Head {
@@ -93,6 +98,8 @@ enum Head {
 pub(super) struct Table {
     rules: Map<u32, Rule>,
     head: Head,
+    /// Counts what they mark; None: nothing is counted.
+    ruled: Option<Arc<Ruled>>,
     /// As it is in the kernel.
     now: RulesHead,
     /// Of the table that was written last; its lowest bit says which of the two.
@@ -104,13 +111,14 @@ impl Table {
     ///
     /// # Errors
     /// They are not ours.
-    pub(super) fn new(object: &Object) -> Result<Self> {
+    pub(super) fn new(object: &Object, ruled: Option<Arc<Ruled>>) -> Result<Self> {
         const HEAD: &str = ".data.rules";
         let head = match object.word(HEAD) {
             Ok(word) => Head::Word(word),
             Err(_) => Head::Map(object.map(HEAD)?),
         };
-        Ok(Table { rules: object.map("rules")?, head, now: RulesHead::default(), version: 0 })
+        let (rules, now) = (object.map("rules")?, RulesHead::default());
+        Ok(Table { rules, head, ruled, now, version: 0 })
     }
 
     /// Replaces all rules but the last one. Packets go by the old ones until all new
@@ -129,7 +137,12 @@ impl Table {
             let first = if version & 1 == 0 { 0 } else { u32::try_from(MAX_RULES).unwrap_or(0) };
             let end = (rules.len() < MAX_RULES).then(Rule::default);
             for (place, rule) in (first..).zip(rules.iter().chain(&end)) {
-                self.rules.update(&place, rule)?;
+                let mut rule = *rule;
+                if let Ok(tag) = Tag::new(rule.experiment.into(), rule.activity.into()) {
+                    rule.label |= place << LABEL_BITS;
+                    self.ruled.iter().for_each(|ruled| ruled.place(place, tag));
+                }
+                self.rules.update(&place, &rule)?;
             }
         }
         self.publish(RulesHead { version, ..self.now })?;
@@ -144,8 +157,10 @@ impl Table {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn set_last(&mut self, tag: Option<Tag>) -> io::Result<()> {
-        let (label, experiment, activity) =
-            tag.map_or((0, 0, 0), |tag| (tag.label(0), tag.experiment(), tag.activity()));
+        let slot = |tag| self.ruled.as_ref().map_or(0, |ruled| ruled.last(tag));
+        let (label, experiment, activity) = tag.map_or((0, 0, 0), |tag| {
+            (tag.label(0) | slot(tag) << LABEL_BITS, tag.experiment(), tag.activity())
+        });
         self.publish(RulesHead { label, experiment, activity, ..self.now })
     }
 

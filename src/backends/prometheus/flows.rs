@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::series::{self, Reading, Units};
 use crate::config::Section;
 use crate::flow::{Flow, FlowId, News, Tag};
+use crate::meter::Traffic;
 use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_BYTES, TAG_FLOWS_OPEN, TAG_PACKETS};
 use crate::metrics::{label, Format, Metrics, Writer};
 use crate::registry::{Names, Registry};
@@ -41,38 +42,24 @@ impl Measured {
     }
 }
 
-/// Packets and octets.
-#[derive(Clone, Copy, Default)]
-struct Traffic {
-    packets: u64,
-    octets: u64,
-}
-
-impl Traffic {
-    fn add(&mut self, packets: u64, octets: u64) {
-        self.packets += packets;
-        self.octets += octets;
-    }
-}
-
 /// What is known of a tag.
 #[derive(Default)]
 struct Tagged {
     /// How many flows with it are open.
     open: u64,
-    /// What those have carried that are over.
+    /// What of those was marked that are over.
     ended: Traffic,
     /// What was shown last: a counter must not go down.
     shown: Traffic,
-    /// Whether a flow with it was counted.
+    /// Whether a flow or rule with it was counted.
     counted: bool,
 }
 
 /// A flow whose packets are counted.
 struct Slot {
     tag: Tag,
-    /// What was counted there before.
-    before: (u64, u64),
+    /// What was marked there before.
+    before: Traffic,
 }
 
 /// The open flows.
@@ -82,7 +69,7 @@ pub(super) struct Flows {
     registry: Arc<Registry>,
     rules: Rules,
     metrics: Arc<Metrics>,
-    /// Tags that flows have had: 32,704 at the most.
+    /// Tags that flows and rules have had: 32,704 at the most.
     tags: HashMap<Tag, Tagged>,
     /// By the meter's number.
     slots: HashMap<u32, Slot>,
@@ -119,7 +106,8 @@ impl Flows {
         tagged.open += 1;
         if let (Some(counted), Some(read)) = (flow.counted, self.metrics.packets()) {
             tagged.counted = true;
-            self.slots.insert(counted.slot, Slot { tag: flow.tag, before: read(counted.slot) });
+            self.slots
+                .insert(counted.slot, Slot { tag: flow.tag, before: read.slot(counted.slot) });
         }
     }
 
@@ -128,7 +116,7 @@ impl Flows {
             tagged.open = tagged.open.saturating_sub(1);
             if let Some(counted) = flow.counted {
                 self.slots.remove(&counted.slot);
-                tagged.ended.add(counted.packets, counted.octets);
+                tagged.ended.add(counted.left.since(counted.unmarked));
             }
         }
         let measured = self.measured.remove(&flow.id);
@@ -172,11 +160,13 @@ impl Flows {
         let mut traffic: HashMap<Tag, Traffic> = HashMap::new();
         if let Some(read) = self.metrics.packets() {
             for (number, Slot { tag, before }) in &self.slots {
-                let (packets, octets) = read(*number);
-                let (packets, octets) =
-                    (packets.saturating_sub(before.0), octets.saturating_sub(before.1));
-                traffic.entry(*tag).or_default().add(packets, octets);
+                traffic.entry(*tag).or_default().add(read.slot(*number).since(*before));
             }
+            let tags = &mut self.tags;
+            read.by_rules(&mut |tag, marked| {
+                tags.entry(tag).or_default().counted = true;
+                traffic.entry(tag).or_default().add(marked);
+            });
         }
         let mut tags: Vec<_> = self.tags.iter_mut().collect();
         tags.sort_unstable_by_key(|(tag, _)| (tag.experiment(), tag.activity()));
@@ -191,7 +181,7 @@ impl Flows {
                 continue;
             }
             let mut now = traffic.get(tag).copied().unwrap_or_default();
-            now.add(tagged.ended.packets, tagged.ended.octets);
+            now.add(tagged.ended);
             let shown = &mut tagged.shown;
             shown.packets = shown.packets.max(now.packets);
             shown.octets = shown.octets.max(now.octets);

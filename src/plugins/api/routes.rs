@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::flow_json;
 use crate::dispatcher::{Inlet, Refused};
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Protocol, Tag, Usage};
-use crate::meter::Counted;
+use crate::meter::{Counted, Traffic};
 use crate::net::http::{Answer, Method, Request, Service};
 use crate::registry::{Names, Registry};
 use crate::texts::OPENAPI;
@@ -232,9 +232,12 @@ fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
     if let Some(Usage { received, sent }) = flow.usage() {
         let _ = write!(out, r#","usage":{{"received":{received},"sent":{sent}}}"#);
     }
-    if let Some(Counted { packets, octets, received, last, .. }) = flow.counted {
+    if let Some(Counted { left, unmarked, received, last, .. }) = flow.counted {
+        let Traffic { packets, octets } = left;
         let _ = write!(out, r#","marked":{{"packets":{packets},"octets":{octets}"#);
-        if let Some((packets, octets)) = received {
+        let Traffic { packets, octets } = unmarked;
+        let _ = write!(out, r#","unmarkedPackets":{packets},"unmarkedOctets":{octets}"#);
+        if let Some(Traffic { packets, octets }) = received {
             let _ = write!(out, r#","receivedPackets":{packets},"receivedOctets":{octets}"#);
         }
         if let Some(last) = last {
@@ -330,8 +333,14 @@ mod tests {
             usage: Some(Usage { received: 1, sent: 2 }),
             ..crate::flow::News::default()
         };
-        let counted =
-            Counted { slot: 0, packets: 1, octets: 2, received: Some((3, 4)), last: Some(now) };
+        let traffic = Traffic { packets: 1, octets: 2 };
+        let counted = Counted {
+            slot: 0,
+            left: traffic,
+            unmarked: traffic,
+            received: Some(traffic),
+            last: Some(now),
+        };
         let flow = Flow {
             id: FlowId::new(Protocol::Tcp, end(1), end(2)).unwrap(),
             tag: Tag::new(2, 16).unwrap(),

@@ -3,8 +3,9 @@
 //! Owns the socket. The dispatcher's back-pressure reaches the senders as a full
 //! receive buffer, whose losses the kernel counts.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -16,6 +17,8 @@ use super::{Counters, NAME};
 use crate::config::live::Live;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{Error, Result};
+use crate::net::collectors::destinations::Collector;
+use crate::net::collectors::resolver::{Lookup, Pace};
 use crate::net::inbox::Inbox;
 use crate::net::udp;
 use crate::plugins::Plugin;
@@ -26,7 +29,6 @@ use crate::warn_limited;
 const LAST_BATCHES: usize = 4096;
 
 /// The plugin.
-#[derive(Debug)]
 pub(super) struct Listener {
     socket: UdpSocket,
     address: SocketAddr,
@@ -34,6 +36,10 @@ pub(super) struct Listener {
     intake: Intake,
     counters: Arc<Counters>,
     relay: Option<Relay>,
+    /// To whom it relays.
+    collectors: Vec<Collector>,
+    /// How their names are looked up.
+    pub(super) lookup: Lookup,
     live: Live,
 }
 
@@ -58,8 +64,18 @@ impl Listener {
         }
         let address = socket.local_addr().map_err(cannot)?;
         let (inbox, live) = (Inbox::new(longest), Live::new()?);
-        let counters = Arc::default();
-        Ok(Listener { socket, address, inbox, intake, counters, relay: None, live })
+        let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
+        Ok(Listener {
+            socket,
+            address,
+            inbox,
+            intake,
+            counters: Arc::default(),
+            relay: None,
+            collectors: Vec::new(),
+            lookup: Arc::new(lookup),
+            live,
+        })
     }
 
     /// Where it listens.
@@ -71,9 +87,24 @@ impl Listener {
         self.counters.clone()
     }
 
-    /// Has what is taken relayed.
-    pub(super) fn relay_by(&mut self, relay: Relay) {
-        self.relay = Some(relay);
+    /// Has what is taken from now on relayed to these. What those of before have not got yet
+    /// they get.
+    ///
+    /// # Errors
+    /// The system has no socket or no thread for it; then all stays as it is.
+    pub(super) fn relay_to(&mut self, collectors: Vec<Collector>) -> Result<()> {
+        if collectors == self.collectors {
+            return Ok(());
+        }
+        self.relay = if collectors.is_empty() {
+            None
+        } else {
+            let (to, counters, lookup) = (collectors.clone(), self.counters(), self.lookup.clone());
+            self.counters.relays.store(true, Relaxed);
+            Some(Relay::start(to, self.address, counters, lookup, Pace::default())?)
+        };
+        self.collectors = collectors;
+        Ok(())
     }
 
     /// Takes a batch of what has arrived; false: nothing has.
@@ -134,6 +165,9 @@ impl Listener {
             if let Some(section) = self.live.take() {
                 // Judged when it was read, so there are no problems.
                 self.intake.obey(Rules::read(&section).unwrap_or_default());
+                if let Err(error) = self.relay_to(super::collectors(&section)) {
+                    log::error!("{NAME}.relay: {error}; the collectors stay those of before");
+                }
             }
             // What was there before the stop is still taken.
             let batches = if stopping { LAST_BATCHES } else { 1 };
@@ -154,8 +188,8 @@ impl Listener {
 
 impl Plugin for Listener {
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
-        let (counters, relays) = (self.counters(), self.relay.is_some());
-        out.report_with(Box::new(move || counters.report(relays)));
+        let counters = self.counters();
+        out.report_with(Box::new(move || counters.report()));
         self.work(&out.for_what_is_heard(), &stop)
     }
 

@@ -16,21 +16,20 @@ mod relay;
 #[cfg(test)]
 mod tests;
 
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use log::info;
 
 use self::intake::{Intake, Rules};
 use self::listener::Listener;
-use self::relay::Relay;
 use super::{Plugin, Spec};
 use crate::config::{Choice, Key, Kind, Section};
 use crate::error::Result;
 use crate::metrics::families::FIREFLY_DATAGRAMS;
 use crate::metrics::{Count, Writer};
 use crate::net::collectors::destinations::Collector;
-use crate::net::collectors::resolver::Pace;
 use crate::part::Context;
 
 /// Where messages come from.
@@ -112,7 +111,7 @@ pub(super) static SPEC: Spec = Spec {
         Key {
             name: "relay",
             aliases: &[],
-            live: false,
+            live: true,
             kind: Kind::List,
             default: "[]",
             doc: "Collectors to which each firefly is passed on as it is, also if no label can \
@@ -158,26 +157,25 @@ fn own_address(section: &Section) -> SocketAddr {
 fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     // Judged by `check`, so there are no problems.
     let rules = Rules::read(section).unwrap_or_default();
+    let sizes = (section.int("bufferSize"), section.int("receiveBuffer"));
+    let intake = Intake::new(rules, context.names.clone());
+    let mut listener = Listener::bind(own_address(section), intake, sizes.0, sizes.1)?;
+    info!("{NAME}: listening on {}", listener.address());
+    listener.relay_to(collectors(section))?;
+    let counters = listener.counters();
+    context.metrics.add(move |writer| counters.write(writer));
+    Ok(Box::new(listener))
+}
+
+/// To whom fireflies are relayed, each once.
+fn collectors(section: &Section) -> Vec<Collector> {
     let mut collectors: Vec<Collector> = Vec::new();
     for collector in section.list("relay").iter().filter_map(|text| Collector::parse(text).ok()) {
         if !collectors.contains(&collector) {
             collectors.push(collector);
         }
     }
-    let sizes = (section.int("bufferSize"), section.int("receiveBuffer"));
-    let intake = Intake::new(rules, context.names.clone());
-    let mut listener = Listener::bind(own_address(section), intake, sizes.0, sizes.1)?;
-    let own = listener.address();
-    info!("{NAME}: listening on {own}");
-    if !collectors.is_empty() {
-        let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
-        let counters = listener.counters();
-        let relay = Relay::start(collectors, own, counters, Arc::new(lookup), Pace::default())?;
-        listener.relay_by(relay);
-    }
-    let (counters, relays) = (listener.counters(), !section.list("relay").is_empty());
-    context.metrics.add(move |writer| counters.write(relays, writer));
-    Ok(Box::new(listener))
+    collectors
 }
 
 /// What became of the datagrams.
@@ -197,12 +195,14 @@ struct Counters {
     refused: Count,
     /// Dropped by the kernel, for want of room.
     lost: Count,
+    /// There is a relay, or there was one.
+    relays: AtomicBool,
     relay: relay::Counters,
 }
 
 impl Counters {
     /// Writes them as metrics; those of the relay if there is one.
-    fn write(&self, relays: bool, writer: &mut Writer) {
+    fn write(&self, writer: &mut Writer) {
         for (result, count) in [
             ("taken", &self.taken),
             ("forbidden", &self.forbidden),
@@ -213,13 +213,13 @@ impl Counters {
         ] {
             writer.number(&FIREFLY_DATAGRAMS, &[result], count.get());
         }
-        if relays {
+        if self.relays.load(Relaxed) {
             self.relay.write(writer);
         }
     }
 
     /// Logs them; those of the relay if there is one.
-    fn report(&self, relays: bool) {
+    fn report(&self) {
         info!(
             "{NAME}: {} datagrams received, {} taken, {} of senders that are not allowed, {} bad, \
              {} with a tag that no label can carry, {} refused by the flow table; {} lost for want \
@@ -232,7 +232,7 @@ impl Counters {
             self.refused.get(),
             self.lost.get(),
         );
-        if relays {
+        if self.relays.load(Relaxed) {
             self.relay.report();
         }
     }

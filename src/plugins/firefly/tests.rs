@@ -54,10 +54,7 @@ fn listener(address: &str, rules: Rules) -> Listener {
 
 fn relay(listener: &mut Listener, to: &[SocketAddr]) {
     let collectors = to.iter().map(|to| Collector::Literal(*to)).collect();
-    let lookup = Arc::new(|host: &str, _| panic!("{host} was looked up"));
-    let (own, counters) = (listener.address(), listener.counters());
-    let relay = Relay::start(collectors, own, counters, lookup, Pace::default());
-    listener.relay_by(relay.unwrap());
+    listener.relay_to(collectors).unwrap();
 }
 
 impl Rig {
@@ -334,9 +331,8 @@ fn a_collector_by_name_gets_fireflies_once_its_address_is_known() {
         Ok(vec![at])
     };
     let collectors = vec![Collector::parse("collector.example:1").unwrap()];
-    let (own, counters) = (listener.address(), listener.counters());
-    let relay = Relay::start(collectors, own, counters, Arc::new(lookup), Pace::default());
-    listener.relay_by(relay.unwrap());
+    listener.lookup = Arc::new(lookup);
+    listener.relay_to(collectors).unwrap();
     let rig = Rig::start(listener);
     let socket = sender("127.0.0.1:0");
     let mut flows = 0;

@@ -1,6 +1,7 @@
 //! What is on an interface while the marker is attached, and after.
 
 use super::*;
+use crate::sys::abi::{COUNT_ALL, COUNT_NONE, COUNT_UDP};
 
 #[test]
 fn clsact_comes_and_goes() {
@@ -24,10 +25,10 @@ fn tcx_comes_and_goes_and_is_the_choice_of_auto() {
             let marker = marker(&[("attach", text(way))]).unwrap();
             assert_eq!(state(), before, "no qdisc is needed");
             assert_eq!(tcx("lo", Hook::Egress), ["marker_eth"]);
-            assert_eq!(tcx("lo", Hook::Ingress).len(), 0);
+            assert_eq!(tcx("lo", Hook::Ingress), ["room_eth"]);
             send(1);
             drop(marker);
-            assert_eq!(tcx("lo", Hook::Egress).len(), 0);
+            assert_eq!(Hook::BOTH.map(|hook| tcx("lo", hook).len()), [0, 0]);
         }
     });
 }
@@ -46,6 +47,38 @@ fn header_strategies_also_look_at_what_arrives() {
             let _tcx = marker(&[("attach", text("tcx")), changes[1].clone()]).unwrap();
             assert_eq!(tcx("lo", Hook::Egress), ["marker_eth"]);
             assert_eq!(tcx("lo", Hook::Ingress), ["room_eth"]);
+        }
+    });
+}
+
+/// Where nothing is to be seen of what arrives, nothing is attached there.
+#[test]
+fn what_arrives_is_left_alone_if_it_is_not_counted() {
+    in_namespace(|| {
+        let off = ("countReceived", text("off"));
+        let tcx_only = marker(&[("attach", text("tcx")), off.clone()]).unwrap();
+        assert_eq!((tcx("lo", Hook::Egress).len(), tcx("lo", Hook::Ingress).len()), (1, 0));
+        drop(tcx_only);
+        let _clsact = marker(&[("attach", text("clsact")), off]).unwrap();
+        assert_eq!(run("tc filter show dev lo ingress"), "");
+    });
+}
+
+#[test]
+fn what_arrives_by_tcp_is_counted_unless_an_enricher_knows_more() {
+    in_namespace(|| {
+        for (given, enriched, counts) in [
+            ("auto", false, COUNT_ALL),
+            ("auto", true, COUNT_UDP),
+            ("all", true, COUNT_ALL),
+            ("udp", false, COUNT_UDP),
+            ("off", false, COUNT_NONE),
+        ] {
+            let context = Context { enriched, ..Context::new(10) };
+            let section = section(&[("countReceived", text(given))]);
+            let marker = Marker::new(&section, &context).unwrap();
+            let programs = marker.follower.as_ref().unwrap().programs();
+            assert_eq!(programs.count_received(), counts, "{given} {enriched}");
         }
     });
 }

@@ -24,16 +24,18 @@ fn defect_10_filters_of_others_survive() {
         let foreign_in = Foreign::new(Hook::Ingress, 5);
         run("tc filter add dev lo ingress prio 1 protocol ipv6 bpf bytecode 1,6~0~0~0");
         let before = state();
-        let marker = marker(&[("attach", text("clsact")), ("markingStrategy", text("hopByHop"))]);
-        let marker = marker.unwrap();
-        assert_eq!(state().matches("glowd:marker").count(), 2, "{}", state());
-        assert!(run("tc filter show dev lo ingress prio 2").contains("glowd:marker"));
-        foreign[0].check("while the marker is attached");
-        foreign_in.check("while the marker is attached");
-        drop(marker);
-        foreign[0].check("after the marker has gone");
-        foreign_in.check("after the marker has gone");
-        assert_eq!(state(), before);
+        for strategy in ["label", "hopByHop"] {
+            let marker = marker(&[("attach", text("clsact")), ("markingStrategy", text(strategy))]);
+            let marker = marker.unwrap();
+            assert_eq!(state().matches("glowd:marker").count(), 2, "{}", state());
+            assert!(run("tc filter show dev lo ingress prio 2").contains("glowd:marker"));
+            foreign[0].check("while the marker is attached");
+            foreign_in.check("while the marker is attached");
+            drop(marker);
+            foreign[0].check("after the marker has gone");
+            foreign_in.check("after the marker has gone");
+            assert_eq!(state(), before);
+        }
     });
 }
 
@@ -70,15 +72,17 @@ fn defect_11_a_filter_behind_the_marker_runs() {
     in_namespace(|| {
         run("tc qdisc add dev lo clsact");
         for (way, priority) in [("clsact", 1), ("clsact", 2), ("tcx", 1)] {
-            let foreign = Foreign::new(Hook::Egress, priority);
-            let _marker = marker(&[("attach", text(way))]).unwrap();
-            if way == "clsact" {
-                let order = run("tc filter show dev lo egress");
-                let place = |name| order.find(name).unwrap();
-                assert!(place("glowd:marker") < place(Foreign::NAME), "{order}");
+            for hook in Hook::BOTH {
+                let foreign = Foreign::new(hook, priority);
+                let _marker = marker(&[("attach", text(way))]).unwrap();
+                if way == "clsact" {
+                    let order = run(&format!("tc filter show dev lo {}", hook.name()));
+                    let place = |name| order.find(name).unwrap();
+                    assert!(place("glowd:marker") < place(Foreign::NAME), "{order}");
+                }
+                foreign.check(way);
+                tc::delete_filter(&mut Socket::route().unwrap(), 1, &foreign.filter).unwrap();
             }
-            foreign.check(way);
-            tc::delete_filter(&mut Socket::route().unwrap(), 1, &foreign.filter).unwrap();
         }
     });
 }

