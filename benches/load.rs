@@ -16,7 +16,7 @@ pub(crate) fn starts() -> Vec<String> {
     let mut lines = Vec::new();
     let query = Query {
         protocol: Protocol::Tcp,
-        family: Family::V6,
+        family: Some(Family::V6),
         states: States::OPEN,
         extensions: 0,
         filter: None,

@@ -201,9 +201,20 @@ _Static_assert(sizeof(struct port_ranges) == 8, "port_ranges");
 struct connection_filter {
 	__u32 count;		/* of the ranges */
 	__u32 no_loopback;	/* 1: none from or to 127.0.0.0/8 and ::1 */
+	__u32 groups;		/* 1: tell where their control groups are (map "groups") */
+	__u32 pad;		/* zero */
 	struct port_ranges ranges[PORT_RANGES];
 };
-_Static_assert(sizeof(struct connection_filter) == 8 + 8 * PORT_RANGES, "connection_filter");
+_Static_assert(sizeof(struct connection_filter) == 16 + 8 * PORT_RANGES, "connection_filter");
+
+#define GROUP_NAME 256
+
+/* Map "groups" of connections.bpf.c, by the number of a control group: where it is. */
+struct group {
+	__u64 parent;		/* number of the group that it is in; 0: it is the root */
+	char name[GROUP_NAME];	/* of its folder; ends in a NUL */
+};
+_Static_assert(sizeof(struct group) == 8 + GROUP_NAME, "group");
 
 /* A record of both ring buffers of skops.bpf.c. */
 struct tcp_sample {

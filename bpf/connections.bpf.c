@@ -17,24 +17,10 @@
 #include "connection.h"
 #include "kernel.h"
 
-/*
- * The inode of glowd's network namespace, whose connections are reported: a cgroup
- * has those of all. Chosen before load.
- */
-const volatile __u64 here SEC(".rodata.here") = 0;
-
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1024 * 1024);	/* octets: 10,082 reports */
 } reports SEC(".maps");
-
-/* How many reports found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} lost SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -42,6 +28,16 @@ struct {
 	__type(key, __u32);
 	__type(value, struct connection_filter);
 } filter SEC(".maps");
+
+/* Where cgroups are that connections were of, lately. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct group);
+} groups SEC(".maps");
+
+#define GROUP_DEPTH 16
 
 static __always_inline int is_loopback(const __u32 ip[4])
 {
@@ -72,20 +68,51 @@ static __always_inline int is_wanted(const struct connection_filter *wanted, __u
 	return 0;
 }
 
-/* The number of a socket's cgroup, as bpf_skb_cgroup_id has it for packets. */
-static __always_inline __u64 cgroup_of(struct sock *sk)
+/* A socket's cgroup; none if it has none of v2. */
+static __always_inline struct cgroup *cgroup_of(struct sock *sk)
 {
 	struct sock_cgroup_data___before_5_15 *data;
 	__u64 val;
 
 	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	data = (void *)&sk->sk_cgrp_data;
 	val = BPF_CORE_READ(data, val);
 	/* The last bit: classes of cgroup v1 instead. The one before: not counted. */
-	if (!val || val & 1)
+	if (val & 1)
 		return 0;
-	return BPF_CORE_READ((struct cgroup *)(val & ~3ULL), kn, id);
+	return (struct cgroup *)(val & ~3ULL);
+}
+
+/*
+ * Says where a cgroup is, and those around it, unless that is known: user space may
+ * come too late for one that is removed as soon as its processes are gone. Groups
+ * nested deeper are told in part.
+ */
+static __always_inline void tell_groups(struct cgroup *cgroup)
+{
+	struct cgroup *parent;
+	struct group group;
+	__u64 number;
+	__u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < GROUP_DEPTH && cgroup; i++) {
+		parent = BPF_CORE_READ(cgroup, self.parent, cgroup);
+		number = BPF_CORE_READ(cgroup, kn, id);
+		/* The look-up also counts as use, which keeps it. */
+		if (!bpf_map_lookup_elem(&groups, &number)) {
+			__builtin_memset(&group, 0, sizeof(group));
+			if (parent) {
+				group.parent = BPF_CORE_READ(parent, kn, id);
+				if (bpf_probe_read_kernel_str(group.name, sizeof(group.name),
+							      BPF_CORE_READ(cgroup, kn, name)) <= 0)
+					return;
+			}
+			bpf_map_update_elem(&groups, &number, &group, BPF_ANY);
+		}
+		cgroup = parent;
+	}
 }
 
 /* Whether the connection is one that user space wants to know of. */
@@ -94,8 +121,8 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	__u32 local[4], remote[4], local_port, remote_port, zero = 0;
 	struct connection_filter *wanted;
 	struct connection *connection;
+	struct cgroup *cgroup;
 	struct sock *sk;
-	__u64 *count;
 
 	wanted = bpf_map_lookup_elem(&filter, &zero);
 	local_port = ctx->local_port;
@@ -108,13 +135,14 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	if (!ctx->sk)
 		return 0;
 	sk = (struct sock *)bpf_skc_to_tcp_sock(ctx->sk);
-	if (!sk || sk->__sk_common.skc_net.net->ns.inum != here)
+	if (!sk || !is_here(sk))
 		return 0;
+	cgroup = cgroup_of(sk);
+	if (wanted->groups && change != CONNECTION_CLOSED)
+		tell_groups(cgroup);
 	connection = bpf_ringbuf_reserve(&reports, sizeof(*connection), 0);
 	if (!connection) {
-		count = bpf_map_lookup_elem(&lost, &zero);
-		if (count)
-			(*count)++;
+		count_lost();
 		return 1;
 	}
 	__builtin_memset(connection, 0, sizeof(*connection));
@@ -125,7 +153,7 @@ static __always_inline int report(struct bpf_sock_ops *ctx, __u8 change, __u8 pa
 	connection->local_port = bpf_htons(local_port);
 	connection->remote_port = bpf_htons(remote_port);
 	connection->uid = sk->sk_uid.val;
-	connection->cgroup = cgroup_of(sk);
+	connection->cgroup = BPF_CORE_READ(cgroup, kn, id);
 	connection->interface = sk->__sk_common.skc_bound_dev_if;
 	connection->change = change;
 	connection->passive = passive;
@@ -144,7 +172,6 @@ SEC("sockops")
 int connections(struct bpf_sock_ops *ctx)
 {
 	__u8 change = CONNECTION_ESTABLISHED, passive = 0;
-	int told;
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
@@ -167,10 +194,7 @@ int connections(struct bpf_sock_ops *ctx)
 	}
 	if (!report(ctx, change, passive))
 		return 1;
-	/* Beside what others have asked to be told of it. */
-	told = ctx->bpf_sock_ops_cb_flags;
-	if (!(told & BPF_SOCK_OPS_STATE_CB_FLAG))
-		bpf_sock_ops_cb_flags_set(ctx, told | BPF_SOCK_OPS_STATE_CB_FLAG);
+	hear_of_states(ctx);
 	return 1;
 }
 

@@ -38,9 +38,18 @@ typedef struct {
 
 struct kernfs_node {
 	__u64 id;		/* 5.5: a number; the inode of the cgroup's folder */
+	const char *name;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
 };
 
 struct cgroup {
+	struct cgroup_subsys_state self;
 	struct kernfs_node *kn;
 };
 

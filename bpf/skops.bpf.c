@@ -27,8 +27,6 @@
 #define IPPROTO_TCP 6
 #define SOCK_DONE 1		/* bit of sk_flags: a FIN has arrived */
 
-/* The inode of glowd's network namespace. Chosen before load. */
-const volatile __u64 here SEC(".rodata.here") = 0;
 /* How long a jiffy is, in us. Chosen before load. */
 const volatile __u32 jiffy SEC(".rodata.jiffy") = 1;
 
@@ -45,14 +43,23 @@ struct {
 	__type(value, struct seen);
 } sockets SEC(".maps");
 
-/* The flows that are open; user space fills it. The value is nothing. */
-struct {
+/* A number for each of some flows. User space sets how many there may be. */
+struct flows {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1);		/* user space sets it */
+	__uint(max_entries, 1);
 	__type(key, struct flow_key);
 	__type(value, __u32);
-} watched SEC(".maps");
+};
+
+/* Those that are open; user space fills it. The number is nothing. */
+struct flows watched SEC(".maps");
+
+/*
+ * The interfaces of sockets that are bound to one, without which they are not found by
+ * their ends. Where it is full they are not.
+ */
+struct flows bound SEC(".maps");
 
 /* Samples at changes of state. */
 struct {
@@ -65,26 +72,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 256 * 1024);	/* octets; user space sets it */
 } samples SEC(".maps");
-
-/*
- * The interfaces of the sockets that are bound to one, without which they are not found by
- * their ends. Where it is full they are not.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1);		/* user space sets it */
-	__type(key, struct flow_key);
-	__type(value, __u32);
-} bound SEC(".maps");
-
-/* How many samples at changes of state found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} lost SEC(".maps");
 
 _Static_assert(sizeof(struct tcp_info) >= sizeof(((struct tcp_sample *)0)->info), "tcp_info");
 
@@ -177,16 +164,12 @@ static __noinline int fill(struct tcp_sample *to, struct seen *seen, struct tcp_
 static __always_inline void tell(struct seen *seen, struct tcp_sock *tcp, __u8 state)
 {
 	struct tcp_sample *sample;
-	__u32 zero = 0;
-	__u64 *count;
 
 	if (!bpf_map_lookup_elem(&watched, &seen->key))
 		return;
 	sample = bpf_ringbuf_reserve(&changes, sizeof(*sample), 0);
 	if (!sample) {
-		count = bpf_map_lookup_elem(&lost, &zero);
-		if (count)
-			(*count)++;
+		count_lost();
 		return;
 	}
 	fill(sample, seen, tcp);
@@ -201,7 +184,8 @@ int states(struct bpf_sock_ops *ctx)
 	struct bpf_sock *socket;
 	struct tcp_sock *tcp;
 	struct seen *seen;
-	__u32 state = BPF_TCP_ESTABLISHED, told, interface;
+	struct sock *sk;
+	__u32 state = BPF_TCP_ESTABLISHED, interface;
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
@@ -222,7 +206,10 @@ int states(struct bpf_sock_ops *ctx)
 	if (!socket)
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(socket);
-	if (!tcp || tcp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->ns.inum != here)
+	if (!tcp)
+		return 1;
+	sk = &tcp->inet_conn.icsk_inet.sk;
+	if (!is_here(sk))
 		return 1;
 	/* None: there is no memory, and the connection goes unmeasured. */
 	seen = bpf_sk_storage_get(&sockets, socket, 0, create);
@@ -234,18 +221,15 @@ int states(struct bpf_sock_ops *ctx)
 		seen->key.dst_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 		seen->key.protocol = IPPROTO_TCP;
 		seen->cookie = bpf_get_socket_cookie(ctx);
-		interface = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if;
+		interface = sk->__sk_common.skc_bound_dev_if;
 		if (interface)
 			bpf_map_update_elem(&bound, &seen->key, &interface, BPF_ANY);
-		/* Beside what others have asked to be told of it. */
-		told = ctx->bpf_sock_ops_cb_flags;
-		if (!(told & BPF_SOCK_OPS_STATE_CB_FLAG))
-			bpf_sock_ops_cb_flags_set(ctx, told | BPF_SOCK_OPS_STATE_CB_FLAG);
+		hear_of_states(ctx);
 	} else if (state == BPF_TCP_CLOSE) {
 		/* Those that count what has arrived take it that a closed one had a FIN. */
-		if (!(tcp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & (1 << SOCK_DONE)))
+		if (!(sk->__sk_common.skc_flags & (1 << SOCK_DONE)))
 			state = ctx->args[0];
-		if (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if)
+		if (sk->__sk_common.skc_bound_dev_if)
 			bpf_map_delete_elem(&bound, &seen->key);
 	}
 	tell(seen, tcp, state);

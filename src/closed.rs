@@ -8,9 +8,8 @@
 //! Owned by the flow table; pure. Its memory is bounded: two generations of up to
 //! `GENERATION` flows, the older of which is forgotten when the younger is full.
 
-use std::collections::HashMap;
-
 use crate::flow::{FlowId, Timestamp};
+use crate::flow_map::FlowMap;
 
 /// How many of the last flows are remembered at least; twice as many at the most.
 const GENERATION: usize = 4096;
@@ -21,8 +20,8 @@ type Life = (Timestamp, Timestamp);
 /// The flows that ended last.
 #[derive(Debug, Default)]
 pub struct Closed {
-    young: HashMap<FlowId, Life>,
-    old: HashMap<FlowId, Life>,
+    young: FlowMap<Life>,
+    old: FlowMap<Life>,
 }
 
 impl Closed {

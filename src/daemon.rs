@@ -7,7 +7,7 @@ use std::sync::{mpsc, Arc};
 use log::{error, info};
 use nix::sys::signal::Signal;
 
-use crate::config::Config;
+use crate::config::{Config, Section};
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::error::{At, Error, Result};
@@ -81,6 +81,7 @@ fn live(
         metrics: metrics.clone(),
         period: config.period(),
         enriched: !config.enrichers.is_empty(),
+        in_full: Arc::default(),
     };
     let mut backends = Vec::new();
     for (spec, section) in &config.backends {
@@ -98,8 +99,14 @@ fn live(
         let plugin = (spec.build)(section, &context).at(section.path())?;
         plugins.push((spec.name, plugin));
     }
+    let path = |section: &Section| section.path().to_owned();
+    let trials = config.plugins.iter().zip(&plugins);
+    let mut trials: Vec<_> =
+        trials.filter_map(|((_, s), (_, plugin))| Some((path(s), plugin.trial()?))).collect();
+    let tried = config.backends.iter().zip(&backends);
+    trials.extend(tried.filter_map(|((_, s), (_, backend))| Some((path(s), backend.trial()?))));
     let capacity = backends.iter().filter_map(|(_, backend)| backend.capacity()).min();
-    let sections = config.plugins.iter().map(|(_, section)| section.path().to_owned());
+    let sections = config.plugins.iter().map(|(_, section)| path(section));
     let lives =
         sections.zip(&plugins).filter_map(|(path, (_, plugin))| Some((path, plugin.live()?)));
     let lives = lives.collect();
@@ -139,7 +146,7 @@ fn live(
     info!("ready: {}", config.summary());
     // If the dispatcher has died, that is what the wait learns of.
     let _ = inlet.ready();
-    let mut reloader = Reloader::new(origin, config, capacity, lives);
+    let mut reloader = Reloader::new(origin, config, capacity, lives, trials);
     reloader.measure_by(&metrics);
     let result = wait(news, || inlet.report(), || reloader.reload(&inlet, notifier));
 
@@ -186,7 +193,6 @@ fn wait(news: &mpsc::Receiver<Life>, report: impl Fn(), mut reload: impl FnMut()
 mod tests {
     use super::*;
     use crate::backends::{self, Backend};
-    use crate::config::Section;
     use crate::dispatcher::{Inlet, Queue};
     use crate::error::Class;
     use crate::part::no_rules;

@@ -9,7 +9,6 @@
 //! work can fall behind sheds it itself and counts ([`Queue::depth`]). The channel
 //! hangs up when the last [`Inlet`] is gone; then the queues hang up in turn.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use log::info;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, Tag, Timestamp, Usage};
 use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_map::FlowMap;
 use crate::flow_table::{Admission, Authority, Change, FlowTable};
 use crate::inlet::{starts, Admitted, Answer, Message, Source};
 use crate::log::About;
@@ -31,6 +31,7 @@ use crate::outcomes::{Outcome, Outcomes};
 use crate::pulse::{Pulse, Tally};
 use crate::queue::{queue, Outlet};
 use crate::registry::Names;
+use crate::watchers::Watchers;
 
 pub use crate::inlet::{Inlet, Refused, Reload, Reporter};
 pub use crate::queue::{Batch, Event, Queue};
@@ -66,9 +67,7 @@ pub struct Dispatcher {
     next_count: Instant,
     /// Those of flows that go on, to be told of.
     turns: Turns,
-    /// The queues of those who measure flows: they get no samples.
-    watchers: Vec<Outlet>,
-    last_looks: Vec<LastLook>,
+    watchers: Watchers,
 }
 
 impl Dispatcher {
@@ -93,8 +92,7 @@ impl Dispatcher {
             next_look: Instant::now(),
             next_count: Instant::now(),
             turns: Turns::none(),
-            watchers: Vec::new(),
-            last_looks: Vec::new(),
+            watchers: Watchers::default(),
         };
         (dispatcher, inlet)
     }
@@ -119,6 +117,9 @@ impl Dispatcher {
 
     /// Has flows counted by `meter`.
     pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
+        if meter.is_some() {
+            self.table.know_addresses();
+        }
         self.table.set_meter(meter);
     }
 
@@ -156,8 +157,8 @@ impl Dispatcher {
         if let Some(metrics) = &self.metrics {
             outlet.measure_depth_by(&ENRICHER_QUEUE, name, metrics);
         }
-        self.watchers.push(outlet);
-        self.last_looks.extend(last_look);
+        self.watchers.add(outlet, last_look);
+        self.table.know_addresses();
         queue
     }
 
@@ -338,7 +339,7 @@ impl Dispatcher {
     /// By how many flows the table has grown at the most whenever one of the events
     /// opens a flow; none if none does.
     fn growth(&self, events: &[FlowEvent]) -> Option<isize> {
-        let mut open: HashMap<FlowId, bool> = HashMap::new();
+        let mut open: FlowMap<bool> = FlowMap::default();
         let (mut growth, mut most) = (0_isize, None);
         for event in events {
             let now = open.entry(event.id).or_insert_with(|| self.table.contains(&event.id));
@@ -376,19 +377,15 @@ impl Dispatcher {
                 tickets += 1;
             }
             let told = event.tag;
-            if self.table.would_end(&event, source) {
-                for look in &mut self.last_looks {
-                    if let Some(info) = look(&id) {
-                        self.table.measure(&id, info, false);
-                    }
-                }
-            }
+            self.watchers.look_last(&mut self.table, &event, source);
+            let socket = self.table.socket_of(&id);
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {
                     let Flow { tag, label, .. } = flow;
                     about(Some(tag)).debug(format_args!("label {label:#07x}"));
                     tickets -= 1;
                     row.add(Outcome::Started, 1);
+                    self.watchers.note(out.len(), &id, Some(self.table.socket_of(&id)));
                     out.push(Event::Start(flow));
                 }
                 Change::Closed(flow) => {
@@ -405,14 +402,20 @@ impl Dispatcher {
                     }
                     row.add(Outcome::Ended, 1);
                     let end = time.max(flow.start);
+                    let other = id.turned();
+                    let is_shared = self.table.is_turned(&other)
+                        || (socket == other && self.table.contains(&other));
+                    self.watchers.note(out.len(), &id, (!is_shared).then_some(socket));
                     out.push(Event::End(flow, end));
                 }
                 Change::Retagged { old, new } => {
                     about(Some(new.tag)).debug(format_args!("instead of {}", old.tag));
                     row.add(Outcome::Retagged, 1);
                     let end = new.start.max(old.start);
-                    out.push(Event::End(old, end));
-                    out.push(Event::Start(new));
+                    for event in [Event::End(old, end), Event::Start(new)] {
+                        self.watchers.note(out.len(), &id, Some(socket));
+                        out.push(event);
+                    }
                 }
                 Change::Outranked => {
                     about(Some(told)).debug(format_args!("no effect: another plugin has the flow"));
@@ -453,17 +456,28 @@ impl Dispatcher {
         let batch = Arc::new(events);
         // Who hears of a flow by a backend may close its socket at once: enrichers, who do not
         // keep what they hear of sockets of no flow, come first.
-        for outlet in self.watchers.iter_mut().chain(&mut self.outlets) {
-            outlet.send(batch.clone());
-        }
+        self.watchers.hand_out(&batch);
+        self.outlets.iter_mut().for_each(|outlet| outlet.send(batch.clone()));
     }
 
     /// Keeps samples, and hands them to the backends.
-    fn measure(&mut self, samples: Vec<(FlowId, FlowInfo)>) {
+    fn measure(&mut self, mut samples: Vec<(FlowId, FlowInfo)>) {
         let table = &mut self.table;
+        // In a loop of its own, so that the processor gets the next ones from memory meanwhile.
+        samples.retain(|(id, _)| table.contains(id));
         let wanted = self.outlets.iter().any(Outlet::wants_samples);
-        let flows = samples.into_iter().filter_map(|(id, info)| table.measure(&id, info, wanted));
-        let batch = Arc::new(flows.map(Event::Sample).collect::<Vec<_>>());
+        let mut events = Vec::with_capacity(if wanted { samples.len() } else { 0 });
+        for (id, info) in samples {
+            // A flow in the other direction has the same socket.
+            let other = id.turned();
+            if table.is_turned(&other) {
+                events.extend(table.measure(&other, info.clone(), wanted).map(Event::Sample));
+            }
+            if !table.is_turned(&id) {
+                events.extend(table.measure(&id, info, wanted).map(Event::Sample));
+            }
+        }
+        let batch = Arc::new(events);
         if !batch.is_empty() {
             self.outlets.iter_mut().for_each(|outlet| outlet.send_samples(batch.clone()));
         }

@@ -251,7 +251,8 @@ fn sample(cookie: u64, sent: u64) -> crate::flow_info::FlowInfo {
     let head = [252_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat();
     let attribute = [head, info].concat();
     let attributes = crate::net::attributes::Attributes(&attribute);
-    crate::flow_info::FlowInfo::new(Timestamp(sent), cookie, attributes)
+    let kinds = crate::flow_info::Kinds::new(u8::MAX, false);
+    crate::flow_info::FlowInfo::new(Timestamp(sent), cookie, kinds, &[], attributes)
 }
 
 #[test]
@@ -340,6 +341,71 @@ fn samples_are_the_first_to_go_when_a_backend_is_behind() {
         panic!("no end");
     };
     assert_eq!(flow.usage().map(|usage| usage.sent), Some(999), "the table has them all");
+}
+
+/// Who measures is told of sockets, and so knows nothing of the flow's direction.
+#[test]
+fn a_flow_from_elsewhere_is_measured_by_its_socket_here() {
+    let flow = |state, src: &str, dst: &str| {
+        let [src, dst] = [src, dst].map(|end| end.parse().unwrap());
+        FlowEvent { id: FlowId::new(Protocol::Tcp, src, dst).unwrap(), ..event(state, 1) }
+    };
+    let (here, there) = ("[::1]:1094", "[2001:db8:77::1]:7");
+    let socket = flow(Start, here, there).id;
+    let (mut dispatcher, inlet) = Dispatcher::new(5, EntropyKey::of_this_boot());
+    let backend = dispatcher.attach("test");
+    let look: LastLook = Box::new(move |id| (*id == socket).then(|| sample(7, 30)));
+    let watch = dispatcher.watch("test", Some(look));
+    let thread = thread::spawn(|| dispatcher.run());
+    let inward = |state| flow(state, there, here);
+    let outward = |state| flow(state, here, there);
+    inlet.send_all(vec![event(Start, 2), inward(Start), event(End, 2)]).unwrap();
+    assert!(inlet.samples(vec![(socket, sample(7, 10)), (inward(Start).id, sample(7, 99))]));
+    // One socket, two flows.
+    inlet.send_all(vec![outward(Start)]).unwrap();
+    assert!(inlet.samples(vec![(socket, sample(7, 20))]));
+    let tag = Tag::new(2, 15).unwrap();
+    inlet.send_all(vec![FlowEvent { tag, ..inward(Start) }]).unwrap();
+    inlet.send_all(vec![inward(End)]).unwrap();
+    inlet.send_all(vec![inward(Start), outward(End), inward(End)]).unwrap();
+    drop(inlet);
+    thread.join().unwrap();
+
+    let told = |queue: Queue| {
+        let told = std::iter::from_fn(move || queue.recv()).flat_map(|batch| batch.to_vec());
+        told.filter_map(|event| match event {
+            Event::Start(flow) => Some(("start", flow.id, None)),
+            Event::Sample(flow) => Some(("sample", flow.id, flow.usage())),
+            Event::End(flow, _) => Some(("end", flow.id, flow.usage())),
+            _ => None,
+        })
+        .filter(|(_, id, _)| *id != event(Start, 2).id)
+        .collect::<Vec<_>>()
+    };
+    let usage = |sent| Some(sample(7, sent).usage().unwrap());
+    let turned = |sent| usage(sent).map(Usage::turned);
+    let (inward, outward) = (inward(Start).id, outward(Start).id);
+    assert_eq!(
+        told(backend),
+        [
+            ("start", inward, None),
+            ("sample", inward, turned(10)),
+            ("start", outward, None),
+            ("sample", inward, turned(20)),
+            ("sample", outward, usage(20)),
+            ("end", inward, turned(30)),
+            ("start", inward, None),
+            ("end", inward, turned(0)),
+            ("start", inward, None),
+            ("end", outward, usage(30)),
+            ("end", inward, turned(0)),
+        ]
+    );
+    let watched: Vec<_> = told(watch).into_iter().map(|(what, id, _)| (what, id)).collect();
+    assert!(watched.iter().all(|(_, id)| *id == socket));
+    // Until the last flow that has it is over.
+    let words: Vec<_> = watched.iter().map(|(what, _)| *what).collect();
+    assert_eq!(words, ["start", "start", "end", "start", "start", "end"]);
 }
 
 /// Without any sample of them, and only where it is asked for.

@@ -5,6 +5,7 @@
 //! sees a port 0, a pair of mixed families or an id that does not fit a label.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -52,7 +53,7 @@ impl fmt::Display for Protocol {
 
 /// A flow is known by its 5-tuple, the source being the end whose packets are
 /// marked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowId {
     src_ip: IpAddr,
     dst_ip: IpAddr,
@@ -96,6 +97,18 @@ impl FlowId {
         SocketAddr::new(self.dst_ip, self.dst_port)
     }
 
+    /// The same connection with its ends the other way round.
+    #[must_use]
+    pub fn turned(self) -> Self {
+        FlowId {
+            src_ip: self.dst_ip,
+            dst_ip: self.src_ip,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+
     /// The transport protocol.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -104,6 +117,26 @@ impl FlowId {
     /// Whether both ends are IPv6: only then can packets carry the tag.
     pub fn is_ipv6(&self) -> bool {
         self.src_ip.is_ipv6()
+    }
+}
+
+/// In as few words as there are: what a map of flows takes is mostly this.
+impl Hash for FlowId {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        for ip in [self.src_ip, self.dst_ip] {
+            match ip {
+                IpAddr::V4(ip) => hasher.write_u64(u32::from(ip).into()),
+                IpAddr::V6(ip) => {
+                    let ip = u128::from(ip);
+                    #[allow(clippy::cast_possible_truncation)] // the two halves
+                    let (low, high) = (ip as u64, (ip >> 64) as u64);
+                    hasher.write_u64(high);
+                    hasher.write_u64(low);
+                }
+            }
+        }
+        let ports = u64::from(self.src_port) << 16 | u64::from(self.dst_port);
+        hasher.write_u64(ports << 8 | u64::from(self.protocol.number()));
     }
 }
 
@@ -390,14 +423,17 @@ pub struct News {
     pub told: Timestamp,
     /// The last sample of its connection, if an enricher takes any.
     pub info: Option<Arc<FlowInfo>>,
-    /// What earlier flows of that connection had carried.
+    /// What earlier flows of that connection had carried, as its end here counts.
     pub earlier: Usage,
+    /// That end is the flow's destination.
+    pub is_turned: bool,
 }
 
 impl News {
     /// What the flow has carried by the last sample of its connection.
     fn measured(&self) -> Option<Usage> {
-        Some(self.info.as_ref()?.usage()?.since(self.earlier))
+        let usage = self.info.as_ref()?.usage()?.since(self.earlier);
+        Some(if self.is_turned { usage.turned() } else { usage })
     }
 }
 

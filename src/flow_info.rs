@@ -2,25 +2,66 @@
 //!
 //! An enricher makes it, the dispatcher keeps the last one of each flow and hands it to the
 //! backends. It is kept in the kernel's own form, of which each reader takes what it needs:
-//! 50,000 of them are 20 MB at the most.
+//! 50,000 of them are 18 MB at the most, and 25 MB where fireflies say all that is known.
 
 use crate::flow::{Timestamp, Usage};
 use crate::net::attributes::{u32_at, Attributes};
-use crate::net::tcp_info::TcpInfo;
+use crate::net::tcp_info::{BbrInfo, DctcpInfo, DiagMessage, TcpInfo, VegasInfo};
 
+/// The message that the attributes follow, kept under a number that is no attribute's.
+const MESSAGE: u16 = 0;
 /// INET_DIAG_MEMINFO: struct inet_diag_meminfo.
 const MEMORY: u16 = 1;
 /// INET_DIAG_INFO, of TCP.
 const INFO: u16 = 2;
+/// INET_DIAG_VEGASINFO.
+const VEGAS: u16 = 3;
 /// INET_DIAG_CONG.
 const CONGESTION: u16 = 4;
 /// INET_DIAG_TOS.
 const TOS: u16 = 5;
+/// INET_DIAG_TCLASS.
+const CLASS: u16 = 6;
 /// INET_DIAG_SKMEMINFO: numbers by SK_MEMINFO_*.
 const SOCKET_MEMORY: u16 = 7;
+/// INET_DIAG_SHUTDOWN.
+const SHUTDOWN: u16 = 8;
+/// INET_DIAG_DCTCPINFO.
+const DCTCP: u16 = 9;
+/// INET_DIAG_BBRINFO.
+const BBR: u16 = 16;
 
-/// What is read of a sample, and so kept.
-const READ: [u16; 5] = [MEMORY, INFO, CONGESTION, TOS, SOCKET_MEMORY];
+/// What everybody reads who reads samples.
+const ALWAYS: u32 = 1 << INFO | 1 << CONGESTION | 1 << SOCKET_MEMORY;
+
+/// What the kernel is asked for, and what is kept of its answer: attributes, bit n stands for
+/// the one of number n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds(u32);
+
+impl Kinds {
+    /// Those that the bits of `ext` (INET_DIAG_*, the first one is 1) stand for; unless samples
+    /// are told `in_full` only those that are read then.
+    pub fn new(ext: u8, in_full: bool) -> Self {
+        let mut asked = u32::from(ext) << 1;
+        if asked >> SOCKET_MEMORY & 1 == 1 {
+            // The other memory is said in that, and to say it twice costs a twentieth of a list.
+            asked &= !(1 << MEMORY);
+        }
+        // Each congestion control answers for itself.
+        let answers = if asked >> VEGAS & 1 == 1 { 1 << DCTCP | 1 << BBR } else { 0 };
+        Kinds(if in_full { asked | answers | 1 << MESSAGE } else { asked & ALWAYS })
+    }
+
+    /// The bits that ask the kernel for them.
+    pub fn extensions(self) -> u8 {
+        (self.0 >> 1).to_le_bytes()[0]
+    }
+
+    fn has(self, kind: u16) -> bool {
+        self.0.checked_shr(kind.into()).unwrap_or(0) & 1 == 1
+    }
+}
 
 /// A sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,18 +72,33 @@ pub struct FlowInfo {
     pub cookie: u64,
     /// An eBPF program took it, and not sock_diag(7).
     pub by_program: bool,
+    /// What it lacks is not there, and not to be had from the sample before.
+    is_whole: bool,
     attributes: Box<[u8]>,
 }
 
 impl FlowInfo {
-    /// A sample of the socket with that cookie, as sock_diag(7) tells of it.
-    pub fn new(time: Timestamp, cookie: u64, attributes: Attributes<'_>) -> Self {
-        let read = attributes.filter(|(kind, _)| READ.contains(kind));
+    /// A sample of the socket with that cookie, as sock_diag(7) tells of it: its message and
+    /// the attributes behind that, of which `kinds` are kept.
+    pub fn new(
+        time: Timestamp,
+        cookie: u64,
+        kinds: Kinds,
+        message: &[u8],
+        attributes: Attributes<'_>,
+    ) -> Self {
+        let all = std::iter::once((MESSAGE, message)).chain(attributes);
+        let kept = all.filter(|(kind, value)| kinds.has(*kind) && !value.is_empty());
         // Exactly, or it is moved once more to give back the rest.
-        let size = read.clone().map(|(_, value)| 4 + value.len().next_multiple_of(4)).sum();
-        let mut kept = Vec::with_capacity(size);
-        read.for_each(|(kind, value)| append(&mut kept, kind, value));
-        FlowInfo { time, cookie, by_program: false, attributes: kept.into() }
+        let (mut size, mut is_whole) = (0, false);
+        kept.clone().for_each(|(kind, value)| {
+            size += 4 + value.len().next_multiple_of(4);
+            is_whole |= kind == INFO;
+        });
+        let mut bytes = Vec::with_capacity(size);
+        kept.for_each(|(kind, value)| append(&mut bytes, kind, value));
+        let attributes = bytes.into();
+        FlowInfo { time, cookie, by_program: false, is_whole, attributes }
     }
 
     /// A sample that an eBPF program took: a tcp_info, and the name of the congestion
@@ -51,7 +107,7 @@ impl FlowInfo {
         let mut kept = Vec::with_capacity(8 + info.len() + congestion.len());
         append(&mut kept, INFO, info);
         append(&mut kept, CONGESTION, congestion);
-        FlowInfo { time, cookie, by_program: true, attributes: kept.into() }
+        FlowInfo { by_program: true, ..FlowInfo::part(time, cookie, kept) }
     }
 
     /// What TCP knew of a socket that is gone, with the state that it was closed in.
@@ -63,16 +119,25 @@ impl FlowInfo {
                 *field = state;
             }
         }
-        FlowInfo { time, cookie, by_program: false, attributes: kept.into() }
+        FlowInfo::part(time, cookie, kept)
+    }
+
+    fn part(time: Timestamp, cookie: u64, kept: Vec<u8>) -> Self {
+        let attributes = kept.into();
+        FlowInfo { time, cookie, by_program: false, is_whole: false, attributes }
     }
 
     /// Takes from a sample that was before what this one lacks, as that of a socket that is
     /// gone does.
     pub fn complete(&mut self, before: &FlowInfo) {
-        if self.attributes.len() >= before.attributes.len() {
+        if self.is_whole || self.attributes.len() >= before.attributes.len() {
             return;
         }
-        let lacking = |(kind, _): &(u16, &[u8])| self.find(*kind).is_none();
+        // Another congestion control may have taken over.
+        let same = self.congestion().is_none_or(|name| before.congestion() == Some(name));
+        let lacking = |(kind, _): &(u16, &[u8])| {
+            self.find(*kind).is_none() && (same || ![VEGAS, DCTCP, BBR].contains(kind))
+        };
         let mut rest = Attributes(&before.attributes).filter(lacking).peekable();
         if rest.peek().is_some() {
             let mut kept = self.attributes.to_vec();
@@ -93,15 +158,49 @@ impl FlowInfo {
         std::str::from_utf8(&name[..end]).ok()
     }
 
-    /// The type of service, or traffic class, of its packets.
+    /// What BBR says, if that is the congestion control.
+    pub fn bbr(&self) -> Option<BbrInfo<'_>> {
+        self.find(BBR).map(BbrInfo)
+    }
+
+    /// What Vegas says, or one that says the same.
+    pub fn vegas(&self) -> Option<VegasInfo<'_>> {
+        self.find(VEGAS).map(VegasInfo)
+    }
+
+    /// What DCTCP says.
+    pub fn dctcp(&self) -> Option<DctcpInfo<'_>> {
+        self.find(DCTCP).map(DctcpInfo)
+    }
+
+    /// What the kernel says of any socket.
+    pub fn message(&self) -> Option<DiagMessage<'_>> {
+        self.find(MESSAGE).map(DiagMessage)
+    }
+
+    /// The type of service of its packets of IPv4.
     pub fn tos(&self) -> Option<u8> {
         self.find(TOS)?.first().copied()
+    }
+
+    /// The traffic class of its packets of IPv6.
+    pub fn traffic_class(&self) -> Option<u8> {
+        self.find(CLASS)?.first().copied()
+    }
+
+    /// Which ways are shut down, as a sum: 1 from the other side, 2 to it.
+    pub fn shutdown(&self) -> Option<u8> {
+        self.find(SHUTDOWN)?.first().copied()
     }
 
     /// Octets of memory: 0 received, 1 queued to send, 2 set aside, 3 sent and not yet
     /// acknowledged.
     pub fn memory(&self, index: usize) -> Option<u32> {
-        u32_at(self.find(MEMORY)?, 4 * index)
+        match self.find(MEMORY) {
+            Some(memory) => u32_at(memory, 4 * index),
+            // The same numbers.
+            None => self.socket_memory(*[0, 5, 4, 2].get(index)?),
+        }
     }
 
     /// What the socket has of memory, by SK_MEMINFO_*: 0 received, 1 the receive buffer, 2
@@ -150,3 +249,62 @@ fn append(kept: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// How the dispatcher looks at a flow a last time when that ends, on its own thread: at once,
 /// since the end does not wait. None: there is no socket any more, or it says nothing.
 pub type LastLook = Box<dyn FnMut(&crate::flow::FlowId) -> Option<FlowInfo> + Send>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(of: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        of.iter().for_each(|(kind, value)| append(&mut bytes, *kind, value));
+        bytes
+    }
+
+    fn whole(control: &[u8], answer: u16) -> FlowInfo {
+        let bytes = attributes(&[
+            (INFO, &[1; 248]),
+            (CONGESTION, control),
+            (answer, &[1; 20]),
+            (TOS, &[1]),
+        ]);
+        let kinds = Kinds::new(u8::MAX, true);
+        FlowInfo::new(Timestamp(7), 1, kinds, &[1; 72], Attributes(&bytes))
+    }
+
+    #[test]
+    fn kinds_are_those_of_ext() {
+        for ext in 0..=u8::MAX {
+            let once = if ext & 64 == 0 { ext } else { ext & !1 };
+            assert_eq!(Kinds::new(ext, true).extensions(), once);
+            assert_eq!(Kinds::new(ext, false).extensions(), ext & (2 | 8 | 64));
+            assert_eq!(Kinds::new(ext, true).has(BBR), ext & 4 != 0);
+        }
+        assert!(!Kinds::new(u8::MAX, true).has(21) && !Kinds::new(u8::MAX, true).has(0x3fff));
+    }
+
+    /// And whoever took over from BBR says nothing of bandwidth.
+    #[test]
+    fn a_sample_that_is_whole_takes_nothing_from_the_one_before() {
+        let before = whole(b"bbr\0", BBR);
+        let mut now = whole(b"vegas\0", VEGAS);
+        now.complete(&before);
+        assert_eq!(now.bbr(), None);
+        assert!(now.vegas().is_some() && now.message().is_some());
+    }
+
+    #[test]
+    fn a_part_takes_what_it_lacks_of_the_same_congestion_control() {
+        let before = whole(b"bbr\0", BBR);
+        for (name, due) in [(&b"bbr\0"[..], true), (b"cubic\0", false)] {
+            let mut now = FlowInfo::by_program(Timestamp(8), 1, &[2; 232], name);
+            now.complete(&before);
+            assert_eq!((now.bbr().is_some(), now.tos()), (due, Some(1)));
+            assert_eq!(now.tcp_info().unwrap().state(), Some(2));
+        }
+        let info = attributes(&[(INFO, &[3; 248])]);
+        let mut now = FlowInfo::last(Timestamp(8), 1, Attributes(&info), 7);
+        now.complete(&before);
+        assert_eq!((now.congestion(), now.bbr()), (Some("bbr"), before.bbr()));
+        assert_eq!(now.tcp_info().unwrap().state(), Some(7));
+    }
+}

@@ -4,8 +4,6 @@
 //! open is not its business but that of [`Admission`], whose tickets it holds.
 
 use std::collections::hash_map::Entry;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::carried::Carried;
@@ -13,7 +11,11 @@ use crate::closed::Closed;
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowEvent, FlowId, FlowState, News, Tag, Timestamp, Usage};
 use crate::flow_info::FlowInfo;
+use crate::flow_map::FlowMap;
 use crate::meter::Meter;
+use crate::net::addresses::Local;
+
+pub use crate::admission::Admission;
 
 /// In microseconds.
 const SECOND: u64 = 1_000_000;
@@ -21,64 +23,6 @@ const SECOND: u64 = 1_000_000;
 /// How long the end of a flow is awaited that is gone from the system: who tells of
 /// flows may have more to say of it than who finds them. In microseconds.
 pub const GRACE: u64 = 5 * SECOND;
-
-/// Counts the flows that are open or promised, so that whoever sends a start
-/// learns at once, without waiting for the dispatcher, whether there is room.
-#[derive(Debug)]
-pub struct Admission {
-    limit: AtomicUsize,
-    used: AtomicUsize,
-}
-
-impl Admission {
-    /// Room for `limit` flows.
-    pub fn new(limit: usize) -> Self {
-        Admission { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }
-    }
-
-    /// How many flows may be open (`maxFlows`).
-    pub fn limit(&self) -> usize {
-        self.limit.load(Ordering::Relaxed)
-    }
-
-    /// Sets how many flows may be open. If more are, they stay, and there is room
-    /// again when enough of them have ended.
-    pub fn set_limit(&self, limit: usize) {
-        self.limit.store(limit, Ordering::Relaxed);
-    }
-
-    /// Whether more flows are open or promised than may be.
-    pub fn is_over(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.limit()
-    }
-
-    /// Takes `tickets` of what is left, or none. No ticket is always to be had.
-    pub fn reserve(&self, tickets: usize) -> bool {
-        if tickets == 0 {
-            return true;
-        }
-        let limit = self.limit();
-        let take = |used: usize| used.checked_add(tickets).filter(|used| *used <= limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
-    }
-
-    /// Takes as many tickets as the number of flows grows by at the most, if there is
-    /// room at that moment; it is negative if flows end before one starts. Returns
-    /// how many were taken.
-    pub fn reserve_growth(&self, most: isize) -> Option<usize> {
-        let (limit, tickets) = (self.limit(), usize::try_from(most).unwrap_or(0));
-        let take = |used: usize| {
-            let fits = used.checked_add_signed(most).is_none_or(|peak| peak <= limit);
-            fits.then(|| used.checked_add(tickets)).flatten()
-        };
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| tickets)
-    }
-
-    /// Gives tickets back.
-    pub fn release(&self, tickets: usize) {
-        self.used.fetch_sub(tickets, Ordering::Relaxed);
-    }
-}
 
 /// How a plugin knows of a flow. Who was told knows better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,15 +69,19 @@ pub enum Change {
 
 /// The open flows.
 pub struct FlowTable {
-    flows: HashMap<FlowId, Stored>,
+    flows: FlowMap<Stored>,
     /// Those that are over since a short time.
     closed: Closed,
     /// What they had left their connections with.
     carried: Carried,
     /// Open ones that were heard of and are gone from the system since that time.
-    gone: HashMap<FlowId, Timestamp>,
+    gone: FlowMap<Timestamp>,
     key: EntropyKey,
     meter: Option<Box<dyn Meter>>,
+    /// What knows this host's addresses; none: nobody measures.
+    local: Option<Local>,
+    /// How many flows have their source elsewhere and their destination here.
+    turned: usize,
 }
 
 /// A flow without its id, which is the key, and without its label, which follows from
@@ -144,6 +92,8 @@ struct Stored {
     start: Timestamp,
     source: &'static str,
     authority: Authority,
+    /// Its source is elsewhere, and its destination here.
+    is_turned: bool,
     application: Option<Arc<str>>,
     news: Option<Arc<News>>,
     /// The meter's.
@@ -198,6 +148,13 @@ impl Stored {
         }
     }
 
+    /// Takes a slot; none for a flow whose packets are not marked: one of IPv4, and one whose
+    /// source is elsewhere.
+    fn open(&mut self, meter: &mut Option<Box<dyn Meter>>, id: &FlowId) {
+        let meter = meter.as_mut().filter(|_| id.is_ipv6() && !self.is_turned);
+        self.slot = meter.and_then(|meter| meter.open());
+    }
+
     /// Takes note of who else has told of it: the best counts.
     fn learn(&mut self, authority: Authority) {
         self.authority = self.authority.max(authority);
@@ -233,12 +190,18 @@ impl Stored {
             }
             None => Some(carried.before(info.cookie)),
         };
+        let is_turned = self.is_turned;
         let news = self.news();
+        news.is_turned = is_turned;
         if info.usage().is_some() {
             news.usage = None;
         }
         news.earlier = earlier.unwrap_or(news.earlier);
-        news.info = Some(Arc::new(info));
+        // Nobody else has it where no backend wants samples.
+        match news.info.as_mut().and_then(Arc::get_mut) {
+            Some(before) => *before = info,
+            None => news.info = Some(Arc::new(info)),
+        }
         true
     }
 
@@ -261,13 +224,20 @@ impl Stored {
 impl FlowTable {
     /// An empty table, whose labels get their entropy by `key`.
     pub fn new(key: EntropyKey) -> Self {
-        let (flows, closed, gone) = (HashMap::new(), Closed::default(), HashMap::new());
-        FlowTable { flows, closed, carried: Carried::default(), gone, key, meter: None }
+        let (flows, closed, gone) = (FlowMap::default(), Closed::default(), FlowMap::default());
+        let (carried, meter, local) = (Carried::default(), None, None);
+        FlowTable { flows, closed, carried, gone, key, meter, local, turned: 0 }
     }
 
     /// Has flows that are opened from now on counted by `meter`.
     pub fn set_meter(&mut self, meter: Option<Box<dyn Meter>>) {
         self.meter = meter;
+    }
+
+    /// Has flows that are opened from now on measured by their sockets, at whichever end of
+    /// theirs this host is.
+    pub fn know_addresses(&mut self) {
+        self.local.get_or_insert_with(Local::default);
     }
 
     /// Applies an event that arrived at `now` from the plugin `source`, which knows of
@@ -299,8 +269,16 @@ impl FlowTable {
                 let start = event.time.unwrap_or(now);
                 let FlowEvent { tag, application, usage, .. } = event;
                 let usage = usage.map(|usage| *usage);
-                let mut new =
-                    Stored { tag, start, source, authority, application, news: None, slot: None };
+                let mut new = Stored {
+                    tag,
+                    start,
+                    source,
+                    authority,
+                    is_turned: false,
+                    application,
+                    news: None,
+                    slot: None,
+                };
                 if start != now || usage.is_some() {
                     new.hear(usage, now);
                 }
@@ -312,7 +290,9 @@ impl FlowTable {
                         Change::Stale
                     }
                     Entry::Vacant(place) => {
-                        new.slot = open(&mut self.meter, &id);
+                        new.is_turned = is_turned(&mut self.local, &id);
+                        self.turned += usize::from(new.is_turned);
+                        new.open(&mut self.meter, &id);
                         Change::Opened(place.insert(new).flow(id, &self.key, self.meter.as_deref()))
                     }
                     Entry::Occupied(mut slot) if event.state == FlowState::Ongoing => {
@@ -331,7 +311,8 @@ impl FlowTable {
                         Change::Repeated
                     }
                     Entry::Occupied(mut slot) => {
-                        new.slot = open(&mut self.meter, &id);
+                        new.is_turned = slot.get().is_turned;
+                        new.open(&mut self.meter, &id);
                         new.learn(slot.get().authority);
                         let old = slot.insert(new);
                         old.leave(&mut self.carried);
@@ -352,6 +333,7 @@ impl FlowTable {
                     return Change::Unknown;
                 };
                 self.give_memory_back();
+                self.turned -= usize::from(stored.is_turned);
                 self.gone.remove(&id);
                 if let Some(usage) = event.usage {
                     stored.hear(Some(*usage), now);
@@ -384,6 +366,20 @@ impl FlowTable {
         let stored = self.flows.get_mut(id)?;
         let flow = |stored: &mut Stored| stored.flow(*id, &self.key, self.meter.as_deref());
         (stored.measure(info, &self.carried) && wanted).then(|| flow(stored))
+    }
+
+    /// The flow as its socket on this host has it, whose source is this host.
+    pub fn socket_of(&self, id: &FlowId) -> FlowId {
+        if self.is_turned(id) {
+            id.turned()
+        } else {
+            *id
+        }
+    }
+
+    /// Whether that flow is open, its source elsewhere and its destination here.
+    pub fn is_turned(&self, id: &FlowId) -> bool {
+        self.turned > 0 && self.flows.get(id).is_some_and(|stored| stored.is_turned)
     }
 
     /// A table that was once large does not stay so for good.
@@ -458,9 +454,11 @@ impl FlowTable {
     }
 }
 
-/// A slot for that flow; none for one of IPv4, which is not marked.
-fn open(meter: &mut Option<Box<dyn Meter>>, id: &FlowId) -> Option<u32> {
-    meter.as_mut().filter(|_| id.is_ipv6())?.open()
+/// Whether only the destination of that flow is this host.
+fn is_turned(local: &mut Option<Local>, id: &FlowId) -> bool {
+    let is_here =
+        |local: &mut Local| !local.contains(id.src().ip()) && local.contains(id.dst().ip());
+    local.as_mut().is_some_and(is_here)
 }
 
 fn close(meter: &mut Option<Box<dyn Meter>>, slot: Option<u32>) {

@@ -463,3 +463,42 @@ fn a_sample_is_of_the_connection_and_usage_of_the_flow() {
     table.measure(&id, sample(2, 9, usage(53)), false);
     assert_eq!(open_usage(&table), Some(usage(3)));
 }
+
+/// As when this host receives, and the source is who supplies the data.
+#[test]
+fn usage_is_as_the_source_counts_also_where_that_is_the_other_host() {
+    let flow = |src: &str, dst: &str| {
+        let [src, dst] = [src, dst].map(|end| end.parse().unwrap());
+        let id = FlowId::new(Protocol::Tcp, src, dst).unwrap();
+        FlowEvent { id, ..event(FlowState::Start, 7, 16) }
+    };
+    let mut table = table();
+    let inward = flow("[2001:db8:77::1]:7", "[::1]:1094");
+    // Until somebody measures nobody asks.
+    table.apply(inward.clone(), API, Timestamp(5));
+    assert!(!table.is_turned(&inward.id));
+    table.apply(FlowEvent { state: FlowState::End, ..inward.clone() }, API, Timestamp(5));
+    table.know_addresses();
+    let outward = flow("[::1]:7", "[2001:db8:77::1]:1094");
+    let within = flow("[::1]:7", "[::1]:1094");
+    let elsewhere = flow("[2001:db8:77::1]:7", "[2001:db8:77::2]:1094");
+    for (start, turned) in
+        [(&inward, true), (&outward, false), (&within, false), (&elsewhere, false)]
+    {
+        table.apply(start.clone(), API, Timestamp(5));
+        let socket = if turned { start.id.turned() } else { start.id };
+        assert_eq!((table.is_turned(&start.id), table.socket_of(&start.id)), (turned, socket));
+    }
+    let id = inward.id;
+    table.measure(&id, sample(1, 6, Usage { received: 900, sent: 7 }), false);
+    let retag = FlowEvent { tag: Tag::new(2, 15).unwrap(), ..inward.clone() };
+    let change = table.apply(retag, API, Timestamp(7));
+    let Change::Retagged { old, .. } = change else { panic!("{change:?}") };
+    assert_eq!(old.usage(), Some(Usage { sent: 900, received: 7 }));
+    assert!(table.is_turned(&id));
+    // What was carried before is known by the socket, whichever way the next flow runs.
+    table.measure(&id, sample(1, 8, Usage { received: 950, sent: 8 }), false);
+    let closed = table.apply(FlowEvent { state: FlowState::End, ..inward }, API, Timestamp(9));
+    assert_eq!(closed_usage(closed), Some(Usage { sent: 50, received: 1 }));
+    assert!(!table.is_turned(&id));
+}

@@ -17,12 +17,14 @@
 pub mod firefly;
 pub mod flow;
 pub mod flow_info;
+pub mod flow_map;
 pub mod registry;
 pub mod rules;
 pub mod scitag;
 
 pub mod plugins;
 
+pub mod admission;
 pub mod carried;
 pub mod closed;
 pub mod dispatcher;
@@ -33,6 +35,7 @@ mod ongoing;
 pub mod outcomes;
 pub mod queue;
 pub mod stun;
+mod watchers;
 
 pub mod backends;
 pub mod enrichers;

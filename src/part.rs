@@ -5,6 +5,7 @@
 //! by `check`, which touch nothing. Build: `build` acquires what the part needs
 //! and may fail. Run: the trait's `run`, on a thread of its own. Undoing is Drop.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub struct Spec<T: ?Sized> {
     pub build: fn(&Section, &Context) -> Result<Box<T>>,
 }
 
+/// Tries whether a part that runs could obey another section, and changes nothing: it
+/// makes what the section takes, and lets go of it. Runs on the main thread, beside the part.
+pub type Trial = Box<dyn Fn(&Section) -> Result<()> + Send>;
+
 /// What a part may need to know of the whole when it is built.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -44,6 +49,9 @@ pub struct Context {
     pub period: Duration,
     /// Whether an enricher is to run, which knows what connections of TCP carry.
     pub enriched: bool,
+    /// Whether anybody says all that is known of a connection: who says it sets it, and
+    /// enrichers ask the kernel for no more than is read.
+    pub in_full: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -56,6 +64,7 @@ impl Context {
             metrics: Arc::default(),
             period: Duration::from_secs(1),
             enriched: false,
+            in_full: Arc::default(),
         }
     }
 }

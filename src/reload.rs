@@ -3,7 +3,7 @@
 //! value since.
 //!
 //! The file is judged as a whole, as at the start, and one with a problem is refused
-//! as a whole. What can change live goes to whom it concerns: the level to the log
+//! as a whole; so is one that a part cannot obey, as far as that can be tried before. What can change live goes to whom it concerns: the level to the log
 //! facade, `maxFlows` and the backends' sections through the dispatcher's channel, in
 //! order with the events, the plugins' sections to their [`Live`]. What cannot is named,
 //! again at each reload until it is as it was or the daemon was restarted.
@@ -17,10 +17,11 @@ use log::{error, info, warn, LevelFilter};
 use crate::config::live::Live;
 use crate::config::{Change, Config, Section};
 use crate::dispatcher::{Inlet, Reload};
-use crate::error::{Error, Result};
+use crate::error::{At, Class, Error, Result};
 use crate::flow::Timestamp;
 use crate::metrics::families::{RELOADS, RELOAD_GOOD, RELOAD_TIME};
 use crate::metrics::{Count, Metrics, Value, Writer};
+use crate::part::Trial;
 use crate::systemd::Notifier;
 
 /// Where the configuration is from, and what the command line says instead of it.
@@ -40,6 +41,9 @@ pub struct Reloader {
     capacity: Option<u32>,
     /// The plugins with live keys, by the path of their sections.
     plugins: Vec<(String, Live)>,
+    /// Of the parts that may find out late that they cannot obey, by the path of their
+    /// sections.
+    trials: Vec<(String, Trial)>,
     history: Arc<History>,
 }
 
@@ -77,10 +81,11 @@ impl Reloader {
         config: Config,
         capacity: Option<u32>,
         plugins: Vec<(String, Live)>,
+        trials: Vec<(String, Trial)>,
     ) -> Self {
         let history = Arc::<History>::default();
         history.read.set(Timestamp::now().0);
-        Reloader { origin, config, capacity, plugins, history }
+        Reloader { origin, config, capacity, plugins, trials, history }
     }
 
     /// Has reloads measured.
@@ -105,8 +110,7 @@ impl Reloader {
                 self.adopt(&new).say();
                 log::set_max_level(level);
                 for (path, live) in &self.plugins {
-                    let plugins = &self.config.plugins;
-                    if let Some((_, section)) = plugins.iter().find(|(_, s)| s.path() == path) {
+                    if let Some(section) = self.config.section(path) {
                         live.publish(Arc::new(section.clone()));
                     }
                 }
@@ -140,7 +144,31 @@ impl Reloader {
         let config = Config::load(path)?;
         // What parts find out when they are built, so that all is in force or nothing.
         config.check_names()?;
+        self.try_out(&config)?;
         Ok(config)
+    }
+
+    /// Has the parts try what they would get if `new` were adopted.
+    fn try_out(&self, new: &Config) -> Result<()> {
+        let mut next = self.config.clone();
+        for change in self.config.changes(new) {
+            if self.obstacle(&change, new).is_none() {
+                next.adopt(&change);
+            }
+        }
+        let mut problems = Vec::new();
+        for (path, trial) in &self.trials {
+            let (old, new) = (self.config.section(path), next.section(path));
+            // What is in force has been tried, by obeying it.
+            if let Some(section) = new.filter(|new| old != Some(new)) {
+                problems.extend(trial(section).at(path.as_str()).err());
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let problems: Vec<_> = problems.iter().map(Error::to_string).collect();
+        Err(Error::new(Class::Os, problems.join("\n")))
     }
 
     /// Has in force what can change live, and tells what cannot.
@@ -211,9 +239,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_part_cannot_obey_is_refused_before_anything_is_adopted() {
+        let config = |period: u64, max_flows: u32| {
+            let text = format!(
+                r#"{{"maxFlows": {max_flows}, "plugins": {{"netlink": {{"period": {period}}}}}}}"#
+            );
+            Config::parse(&text, "c").map_err(|error| error.to_string()).unwrap()
+        };
+        let origin = Origin { path: "/nowhere".into(), log_level: None };
+        let trial: Trial = Box::new(|section| match section.int::<u64>("period") {
+            300 => Err(Error::config("300 is odd")),
+            _ => Ok(()),
+        });
+        let trials = vec![("plugins.netlink".to_owned(), trial)];
+        let mut reloader = Reloader::new(origin, config(300, 9), None, Vec::new(), trials);
+        reloader.try_out(&config(300, 8)).unwrap_or_else(|_| panic!("what is in force is"));
+        for _ in 0..2 {
+            reloader.try_out(&config(200, 9)).unwrap_or_else(|_| panic!("it is tried only"));
+        }
+        reloader.adopt(&config(200, 9));
+        let refused = reloader.try_out(&config(300, 9)).unwrap_err();
+        assert_eq!(refused.to_string(), "plugins.netlink: 300 is odd");
+    }
+
+    #[test]
     fn a_limit_beyond_the_room_of_a_backend_needs_a_restart() {
         let origin = Origin { path: "/nowhere".into(), log_level: None };
-        let mut reloader = Reloader::new(origin, config(100), Some(100), Vec::new());
+        let mut reloader = Reloader::new(origin, config(100), Some(100), Vec::new(), Vec::new());
         for (max_flows, changed, in_force) in [
             (50, true, 50),
             (101, false, 50),

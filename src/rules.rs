@@ -56,20 +56,25 @@ pub mod keys {
     pub const REMOTE_PREFIX: Key =
         key("remotePrefix", Kind::Prefixes, "Address of the other end, in the same way.");
     /// Who owns the socket.
-    pub const USER: Key = key(
-        "user",
-        Kind::Word,
-        "The owner of the socket, as name or number: the effective user of the process that made it. \
-         A name is looked up when the configuration is read, at the start and at a reload; the \
-         static binary knows those in /etc/passwd and from nscd(8) only.",
-    );
+    pub const USER: Key = Key {
+        aliases: &["uid"],
+        ..key(
+            "user",
+            Kind::Word,
+            "The owner of the socket, as name or number: the effective user of the process that made \
+             it. A name is looked up when the configuration is read, at the start and at a reload; \
+             the static binary knows those in /etc/passwd and from nscd(8) only.",
+        )
+    };
     /// The service.
     pub const CGROUP: Key = key(
         "cgroup",
         Kind::Path,
         "The control group of the socket, such as \
          /system.slice/system-xrootd.slice/xrootd@clustered.service, or one above it: the path in \
-         the hierarchy of version 2, which /proc/PID/cgroup shows behind 0::.",
+         the hierarchy of version 2, which /proc/PID/cgroup shows behind 0::. Where the kernel does \
+         not tell it (before 5.8, and on some of EL8), it is that of a process that has the \
+         socket.",
     );
     /// The program.
     pub const COMMAND: Key = key(
@@ -269,7 +274,6 @@ impl Rules {
             }
         }
         if problems.is_empty() {
-            warn_of_missing_groups(path, &read);
             Ok(Rules(read))
         } else {
             Err(problems)
@@ -286,6 +290,19 @@ impl Rules {
             }
         }
         Verdict::None
+    }
+
+    /// Warns of control groups that are not there: they may come later, but often their paths are
+    /// wrong. `path` is that of the list, as for [`Rules::read`].
+    pub fn warn_of_missing_groups(&self, path: &str) {
+        // Where none are mounted, whoever needs them says so.
+        let Ok(root) = crate::net::connections::root() else { return };
+        for (index, rule) in self.0.iter().enumerate() {
+            let Some(group) = &rule.cgroup else { continue };
+            if !root.join(group.trim_start_matches('/')).is_dir() {
+                log::warn!("{path}[{index}].cgroup: there is no control group {group:?} now");
+            }
+        }
     }
 
     /// Whether any of them may need that fact.
@@ -403,18 +420,6 @@ fn cgroup(path: &str) -> Result<String, String> {
         Some(inner) if !inner.split('/').any(odd) => Ok(whole.to_owned()),
         None if path == "/" => Ok(String::new()),
         _ => Err(format!("{path:?} is not a path such as \"/system.slice/ssh.service\"")),
-    }
-}
-
-/// A group may come later, but often its path is wrong.
-fn warn_of_missing_groups(path: &str, rules: &[Rule]) {
-    // Where none are mounted, whoever needs them says so.
-    let Ok(root) = crate::net::connections::root() else { return };
-    for (index, rule) in rules.iter().enumerate() {
-        let Some(group) = &rule.cgroup else { continue };
-        if !root.join(group.trim_start_matches('/')).is_dir() {
-            log::warn!("{path}[{index}].cgroup: there is no control group {group:?} now");
-        }
     }
 }
 

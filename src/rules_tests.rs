@@ -181,7 +181,7 @@ fn what_is_no_rule_is_refused_with_its_place() {
         ),
         (
             r#""remotePort": ["1-2", "2-1"]"#,
-            "remotePort: item 2: \"2-1\": the first port is after the last",
+            "remotePort[1]: \"2-1\": the first port is after the last",
         ),
         (
             r#""remotePrefix": "10.0.0.1/8""#,

@@ -92,6 +92,12 @@ fn passes(user: Option<Nobody>) {
             assert!(text.contains(" packets of TCP ") && text.contains(" 20 of UDP marked"));
         }
     }
+    let cgroups = fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" - cgroup2 ");
+    let word = if cgroups { "ok   " } else { "none " };
+    for what in ["reports of connections", "enricher skops"] {
+        line(&lines, &format!("{word}{what}: "));
+    }
+    line(&lines, "ok   command names: ");
     let pair = line(&lines, "ok   veth: ");
     assert_eq!(pair.contains("a network namespace for each end"), user.is_none(), "{pair}");
     assert!(line(&lines, "ok   result: ").starts_with("marking works here, in all "));

@@ -27,6 +27,13 @@ pub trait Backend: Send {
         None
     }
 
+    /// What tries its section before a reload takes effect, if it may turn out then that the
+    /// section cannot be obeyed: the reload is refused as a whole. Asked for once, before it
+    /// runs.
+    fn trial(&self) -> Option<part::Trial> {
+        None
+    }
+
     /// Runs on a thread of its own until `events` hangs up. An error stops the
     /// daemon.
     fn run(self: Box<Self>, events: Queue) -> Result<()>;

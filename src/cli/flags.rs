@@ -148,8 +148,8 @@ pub static COMMANDS: &[Command] = &[
         name: "selftest",
         operand: None,
         doc: "Try whether marking works on this host. It prints a line for each thing that the \
-              kernel has or lacks and for each way of marking, and leaves nothing behind; see \
-              KERNELS in glowd(8). It fails if the defaults do not work.",
+              kernel has or lacks, for what finds and measures connections, and for each way of \
+              marking, and leaves nothing behind; see KERNELS in glowd(8). It fails if the defaults do not work.",
         run: commands::selftest,
     },
     Command {

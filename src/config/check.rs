@@ -142,8 +142,8 @@ impl<'t> Judge<'t> {
         Section::new(path, values)
     }
 
-    /// The rules in the list at `node`, which is `path`. They are counted from 0, as
-    /// other programs count the items of a JSON list.
+    /// The rules in the list at `node`, which is `path`. Like all items of lists they are
+    /// counted from 0, as other programs count those of JSON.
     fn rules(&mut self, path: &str, keys: &'static [Key], node: Node<'t>) -> Option<Value> {
         let expected = "a list of objects";
         let nodes = match node.open() {
@@ -273,7 +273,9 @@ impl<'t> Judge<'t> {
     }
 
     fn problem(&mut self, at: usize, path: &str, message: String) {
-        let message = if path.is_empty() { message } else { format!("{path}: {message}") };
+        // Of an item of a list: its place belongs to the path.
+        let between = if path.is_empty() || message.starts_with('[') { "" } else { ": " };
+        let message = format!("{path}{between}{message}");
         self.problems.push(Problem { at, message });
     }
 

@@ -24,6 +24,26 @@ pub struct Key {
     pub doc: &'static str,
 }
 
+impl Key {
+    /// The address that a server listens on: loopback, unless told otherwise.
+    pub const fn bind_address(doc: &'static str) -> Self {
+        let (name, default) = ("bindAddress", "\"127.0.0.1\"");
+        Key { name, aliases: &[], kind: Kind::Address, default, live: false, doc }
+    }
+
+    /// The TCP port that a server listens on.
+    pub const fn port(
+        name: &'static str,
+        aliases: &'static [&'static str],
+        default: &'static str,
+    ) -> Self {
+        let doc =
+            "TCP port to listen on. With 0 the system chooses a free one, which the log tells \
+                   at level info; that is useful for tests.";
+        Key { name, aliases, kind: Kind::Int { min: 0, max: 65535 }, default, live: false, doc }
+    }
+}
+
 /// The type of a value, with its range.
 #[derive(Debug)]
 pub enum Kind {

@@ -41,6 +41,7 @@ pub const DEFAULT_PATH: &str = "/etc/glowd/conf.json";
 const LONGEST: u64 = 1 << 20;
 
 /// A configuration that has been judged good.
+#[derive(Clone)]
 pub struct Config {
     top: Section,
     /// The plugins that it asks for.
@@ -293,6 +294,11 @@ impl Config {
         let backends = self.backends.iter().map(|(_, section)| section.path());
         let enrichers = self.enrichers.iter().map(|(_, section)| section.path());
         plugins.chain(enrichers).chain(backends).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The section at that path, such as `plugins.api`.
+    pub(crate) fn section(&self, path: &str) -> Option<&Section> {
+        self.sections().find(|section| section.path() == path)
     }
 
     /// All sections, the top level's own keys first.

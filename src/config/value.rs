@@ -88,7 +88,8 @@ impl Key {
 /// The value of `kind` that stands at `node`, in its canonical form.
 ///
 /// # Errors
-/// It is none. The message lacks the key's path.
+/// It is none. The message lacks the key's path; that of an item of a list begins with its
+/// place there, as in `[0]: `.
 pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
     let at = node.at;
     let problem = |message: String| Problem { at, message };
@@ -111,7 +112,7 @@ pub(super) fn judge(kind: &Kind, node: Node<'_>) -> Result<Value, Problem> {
                 let text = node.open().and_then(|json| item(kind, json));
                 text.map_err(|message| Problem {
                     at: node.at,
-                    message: format!("item {}: {message}", index + 1),
+                    message: format!("[{index}]: {message}"),
                 })
             });
             Value::List(texts.collect::<Result<_, _>>()?)
@@ -317,20 +318,20 @@ mod tests {
             (Kind::Text, "null", "found null, expected a text"),
             (Kind::Path, "{}", "found an object, expected a path (a text)"),
             (Kind::Path, r#""a\u0000b""#, "contains a NUL character"),
-            (Kind::List, "[1]", "item 1: found the number 1, expected a text"),
+            (Kind::List, "[1]", "[0]: found the number 1, expected a text"),
             (Kind::Word, "2.5", "found the number 2.5, expected a name or a number"),
             (Kind::Word, "[2]", "found a list, expected a name or a number"),
-            (Kind::Words, "[2, 2.5]", "item 2: found the number 2.5, expected a name or a number"),
+            (Kind::Words, "[2, 2.5]", "[1]: found the number 2.5, expected a name or a number"),
             (Kind::Ports, "true", "found true, expected a port, a range (a text, such as \"5000-5100\") or a list of them"),
             (Kind::Ports, "0", "\"0\": 0 is not a port (1 to 65535)"),
-            (Kind::Ports, "[1, 1e3]", "item 2: \"1e3\": \"1e3\" is not a port (1 to 65535)"),
-            (Kind::Ports, "[1, null]", "item 2: found null, expected a port or a range"),
+            (Kind::Ports, "[1, 1e3]", "[1]: \"1e3\": \"1e3\" is not a port (1 to 65535)"),
+            (Kind::Ports, "[1, null]", "[1]: found null, expected a port or a range"),
             (Kind::Ports, "\"9-8\"", "\"9-8\": the first port is after the last"),
-            (Kind::Prefixes, "[\"::1\", \"x\"]", "item 2: \"x\": \"x\" is not an IP address"),
+            (Kind::Prefixes, "[\"::1\", \"x\"]", "[1]: \"x\": \"x\" is not an IP address"),
             (
                 Kind::List,
                 r#"["lo", ""]"#,
-                "item 2: found the text \"\", expected a text that is not empty",
+                "[1]: found the text \"\", expected a text that is not empty",
             ),
             (Kind::List, "true", "found true, expected a list of texts"),
             (Kind::Map, "[]", "found a list, expected an object of texts"),

@@ -4,9 +4,13 @@
 //! two lines below.
 
 mod netlink;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod rig;
 mod skops;
+
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub(crate) use skops::trial as try_skops;
 
 use crate::config::{Key, Kind};
 use crate::dispatcher::{Inlet, Queue};

@@ -49,9 +49,7 @@ impl Report {
     /// The same flow as its other end sees it.
     #[must_use]
     pub fn turned(self) -> Self {
-        // Its ends were good the other way round.
-        let id = FlowId::new(self.id.protocol(), self.id.dst(), self.id.src());
-        Report { id: id.unwrap_or(self.id), usage: self.usage.map(Usage::turned), ..self }
+        Report { id: self.id.turned(), usage: self.usage.map(Usage::turned), ..self }
     }
 
     /// The flow event that it is.

@@ -116,6 +116,11 @@ impl Encoder {
         self.enrichment = mode;
     }
 
+    /// Whether it tells all that is known of that.
+    pub fn is_full(&self) -> bool {
+        self.enrichment == Some(Mode::Full)
+    }
+
     /// Appends the firefly of a flow; `now` is the moment of sending.
     pub fn encode(&mut self, flow: &Flow, stage: Stage, now: Timestamp, out: &mut Vec<u8>) {
         let (id, now, before) = (&flow.id, Time::from(now), out.len());

@@ -3,23 +3,34 @@
 //! owns the [`Cgroups`], which holds the paths that it has seen.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::DirEntryExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::rules::Fact;
 
 /// More groups than a host has; of those beyond them the path is unknown.
 const MOST: usize = 100_000;
 /// Deeper than groups are nested.
-const DEEPEST: usize = 64;
+pub const DEEPEST: usize = 64;
+
+/// Knows some paths from elsewhere: of the group with the first number as of the one with the
+/// second. Some(None): it is not below that one; None: not known.
+pub type Places = Box<dyn Fn(u64, u64) -> Option<Option<String>> + Send>;
 
 /// The paths of control groups by their ids, read anew when an id is not known.
-#[derive(Debug)]
 pub struct Cgroups {
     /// Where the root group is mounted.
     root: PathBuf,
+    /// The number of the root group.
+    top: u64,
+    /// Asked before the folders are read.
+    places: Option<Places>,
+    /// The last answer.
+    told: String,
     paths: HashMap<u64, Box<str>>,
     /// Whether the folders were read in this round.
     is_fresh: bool,
@@ -37,7 +48,15 @@ impl Cgroups {
         let root = mount_point(&mounts).ok_or_else(|| {
             Error::config("control groups of version 2 are not mounted, which rules by path need")
         })?;
-        Ok(Cgroups { root, paths: HashMap::new(), is_fresh: false })
+        let top = fs::metadata(&root).map(|folder| folder.ino());
+        let top = top.map_err(|error| Error::os(format!("cannot look at {root:?}"), error))?;
+        let (places, told, paths) = (None, String::new(), HashMap::new());
+        Ok(Cgroups { root, top, places, told, paths, is_fresh: false })
+    }
+
+    /// Asks for unknown ids there first from now on.
+    pub fn ask(&mut self, places: Places) {
+        self.places = Some(places);
     }
 
     /// Begins a round: within one the folders are read at most once, whatever unknown
@@ -47,20 +66,31 @@ impl Cgroups {
     }
 
     /// The path of the group with that id, as of the root group (`/system.slice/x.service`).
-    /// None: it was removed, or is outside of what this process sees.
-    pub fn path(&mut self, id: u64) -> Option<&str> {
-        if !self.paths.contains_key(&id) && !self.is_fresh {
-            self.is_fresh = true;
-            self.read();
+    /// Unknown: it was removed, or is outside of what this process sees. Open: that may be, or
+    /// it was made since the folders were read in this round.
+    pub fn path(&mut self, id: u64) -> Fact<&str> {
+        let mut missing = Fact::Open;
+        if !self.paths.contains_key(&id) {
+            match self.places.as_ref().and_then(|places| places(id, self.top)) {
+                Some(None) => return Fact::Unknown,
+                // Not kept: they come and go, and to ask costs microseconds.
+                Some(Some(path)) => {
+                    self.told = path;
+                    return Fact::Known(&self.told);
+                }
+                None if self.is_fresh => {}
+                None => {
+                    (self.is_fresh, missing) = (true, Fact::Unknown);
+                    self.read();
+                }
+            }
         }
-        self.paths.get(&id).map(|path| &**path)
+        self.paths.get(&id).map_or(missing, |path| Fact::Known(path))
     }
 
     fn read(&mut self) {
         self.paths.clear();
-        if let Ok(root) = fs::metadata(&self.root) {
-            self.paths.insert(root.ino(), "/".into());
-        }
+        self.paths.insert(self.top, "/".into());
         // A folder that went meanwhile has nothing below it.
         let mut folders = vec![(self.root.clone(), String::new(), 0)];
         while let Some((folder, path, depth)) = folders.pop() {
@@ -75,6 +105,12 @@ impl Cgroups {
                 }
             }
         }
+    }
+}
+
+impl fmt::Debug for Cgroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} groups below {:?}", self.paths.len(), self.root)
     }
 }
 
@@ -162,8 +198,9 @@ mod tests {
             return;
         };
         let root = fs::metadata(&cgroups.root).unwrap().ino();
-        assert_eq!(cgroups.path(root), Some("/"));
-        assert_eq!(cgroups.path(u64::MAX), None);
+        assert_eq!(cgroups.path(root), Fact::Known("/"));
+        cgroups.begin_round();
+        assert_eq!(cgroups.path(u64::MAX), Fact::Unknown, "the folders have just been read");
         // One that is new is known in the next round.
         let folder = cgroups.root.join(format!("glowd-test-{}", std::process::id()));
         if fs::create_dir(&folder).is_err() {
@@ -171,12 +208,11 @@ mod tests {
             return;
         }
         let id = fs::metadata(&folder).unwrap().ino();
-        let in_this_round = cgroups.path(id).map(str::to_owned);
+        let in_this_round = cgroups.path(id) == Fact::Open;
         cgroups.begin_round();
-        let in_the_next = cgroups.path(id).map(str::to_owned);
+        let name = format!("/{}", folder.file_name().unwrap().to_str().unwrap());
+        let in_the_next = cgroups.path(id) == Fact::Known(&name);
         fs::remove_dir(&folder).unwrap();
-        assert_eq!(in_this_round, None);
-        let name = folder.file_name().unwrap().to_str().unwrap();
-        assert_eq!(in_the_next, Some(format!("/{name}")));
+        assert!(in_this_round && in_the_next);
     }
 }

@@ -21,6 +21,8 @@ use crate::sys::socket::set_int_option;
 pub(super) const HEADER: usize = 16;
 /// The kernel makes dump messages of up to 32 KiB, or what fits the reader.
 const BUFFER: usize = 64 * 1024;
+/// A message of a dump has as many octets, or more.
+const SHORT: usize = 64;
 /// How often a dump is repeated that changed under the reader.
 const DUMP_ATTEMPTS: usize = 10;
 
@@ -237,7 +239,8 @@ impl Socket {
         self.send(request, F_ACK)?;
         loop {
             let mut done = false;
-            self.receive(|kind, _, message| {
+            let sequence = self.sequence;
+            each_message(self.receive()?, sequence, |kind, _, message| {
                 if kind == NLMSG_ERROR {
                     done = true;
                     return acknowledgement(message, false);
@@ -266,15 +269,17 @@ impl Socket {
     /// None: interrupted.
     fn dump_once(&mut self, request: &Request) -> Outcome<Option<Vec<Message>>> {
         let mut messages = Vec::new();
-        let whole = self.dump_each(request, |kind, payload| {
-            messages.push(Message { kind, payload: payload.to_vec() });
+        let whole = self.dump_each(request, |told| {
+            let own =
+                |(kind, payload): &(u16, &[u8])| Message { kind: *kind, payload: payload.to_vec() };
+            messages.extend(told.iter().map(own));
         })?;
         Ok(whole.then_some(messages))
     }
 
-    /// Tells of what the kernel has of the kind asked for, message by message, as type
-    /// and what follows the header. Returns whether all of it is of one moment, so far
-    /// as the kernel knows.
+    /// Tells of what the kernel has of the kind asked for, as many messages at a time as it
+    /// sends, each as type and what follows the header. Returns whether all of it is of one
+    /// moment, so far as the kernel knows.
     ///
     /// # Errors
     /// It refuses, or fails on the way. Then the rest of the answer may still wait in
@@ -282,12 +287,15 @@ impl Socket {
     pub fn dump_each(
         &mut self,
         request: &Request,
-        mut take: impl FnMut(u16, &[u8]),
+        mut take: impl FnMut(&[(u16, &[u8])]),
     ) -> Outcome<bool> {
         self.send(request, F_DUMP)?;
         let (mut whole, mut done) = (true, false);
         while !done {
-            self.receive(|kind, flags, message| {
+            let sequence = self.sequence;
+            let datagram = self.receive()?;
+            let mut told = Vec::with_capacity(datagram.len() / SHORT);
+            let outcome = each_message(datagram, sequence, |kind, flags, message| {
                 whole &= flags & F_DUMP_INTERRUPTED == 0;
                 match kind {
                     NLMSG_NOOP => {}
@@ -296,10 +304,12 @@ impl Socket {
                         done = true;
                         acknowledgement(message, true)?;
                     }
-                    _ => take(kind, &message[HEADER..]),
+                    _ => told.push((kind, &message[HEADER..])),
                 }
                 Ok(())
-            })?;
+            });
+            take(&told);
+            outcome?;
         }
         Ok(whole)
     }
@@ -312,7 +322,8 @@ impl Socket {
         self.send(request, 0)?;
         let mut done = false;
         while !done {
-            self.receive(|kind, _, message| {
+            let sequence = self.sequence;
+            each_message(self.receive()?, sequence, |kind, _, message| {
                 match kind {
                     NLMSG_NOOP => {}
                     NLMSG_ERROR => {
@@ -345,9 +356,8 @@ impl Socket {
         }
     }
 
-    /// Waits for a datagram and takes each of its messages that answers the last
-    /// request, as type, flags and the whole of it.
-    fn receive(&mut self, take: impl FnMut(u16, u16, &[u8]) -> Outcome<()>) -> Outcome<()> {
+    /// Waits for a datagram; an empty one if it is not the kernel's.
+    fn receive(&mut self) -> Outcome<&[u8]> {
         let (size, sender) = loop {
             // The buffer is larger than what the kernel sends; if that changes, the
             // lengths below do not add up.
@@ -358,10 +368,9 @@ impl Socket {
             }
         };
         if sender.is_none_or(|sender| sender.pid() != 0) {
-            return Ok(());
+            return Ok(&[]);
         }
-        let datagram = self.buffer.get(..size).ok_or_else(Failure::malformed)?;
-        each_message(datagram, self.sequence, take)
+        self.buffer.get(..size).ok_or_else(Failure::malformed)
     }
 }
 
@@ -370,10 +379,10 @@ impl Socket {
 ///
 /// # Errors
 /// The datagram is cut, or `take` fails.
-pub fn each_message(
-    datagram: &[u8],
+pub fn each_message<'a>(
+    datagram: &'a [u8],
     sequence: u32,
-    mut take: impl FnMut(u16, u16, &[u8]) -> Outcome<()>,
+    mut take: impl FnMut(u16, u16, &'a [u8]) -> Outcome<()>,
 ) -> Outcome<()> {
     let mut rest = datagram;
     while !rest.is_empty() {

@@ -22,7 +22,8 @@ pub struct Holder<'a> {
     /// Its name as `ps -o comm` has it: up to 15 octets.
     pub command: &'a [u8],
     /// The id of its control group (of version 2): where sock_diag does not tell the socket's
-    /// (before 5.8), this is the nearest to it.
+    /// (before 5.8, and
+    /// maybe on EL8), this is the nearest to it.
     pub cgroup: u64,
 }
 

@@ -1,8 +1,10 @@
-//! What TCP knows of a connection: struct tcp_info (linux/tcp.h). Pure.
+//! What TCP knows of a connection: struct tcp_info (linux/tcp.h), what its congestion control
+//! says besides, and the message that they come with (linux/inet_diag.h). Pure.
 //!
-//! The struct has grown with the kernel, 104 octets and more, and never changed otherwise.
-//! So each field is read at its offset, and is None where the kernel's is shorter: on 4.18
-//! (EL8) all up to `delivered_ce`, and what came later says since when.
+//! struct tcp_info has grown with the kernel, 104 octets and more, and never changed otherwise;
+//! the others may. So each field is read at its offset, and is None where the kernel's is
+//! shorter: of tcp_info there is on 4.18 (EL8) all up to `delivered_ce`, and what came later
+//! says since when.
 
 use super::attributes::{u16_at, u32_at, u64_at};
 
@@ -10,10 +12,27 @@ use super::attributes::{u16_at, u32_at, u64_at};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpInfo<'a>(pub &'a [u8]);
 
+/// What BBR says of a connection: a struct tcp_bbr_info.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BbrInfo<'a>(pub &'a [u8]);
+
+/// What Vegas says of a connection, and other congestion controls that watch its round-trip
+/// time (Illinois, NV, Westwood+, YeAH): a struct tcpvegas_info.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VegasInfo<'a>(pub &'a [u8]);
+
+/// What DCTCP says of a connection: a struct tcp_dctcp_info.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DctcpInfo<'a>(pub &'a [u8]);
+
+/// What the kernel says of any socket: a struct inet_diag_msg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiagMessage<'a>(pub &'a [u8]);
+
 /// Methods that read a field each: what it is, its name, how it is read, where.
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $read:ident($at:literal);)*) => {
-        impl TcpInfo<'_> {
+    ($of:ident: $($(#[$doc:meta])* $name:ident: $type:ty = $read:ident($at:literal);)*) => {
+        impl $of<'_> {
             $($(#[$doc])* pub fn $name(self) -> Option<$type> { $read(self.0, $at) })*
         }
     };
@@ -23,7 +42,7 @@ fn u8_at(bytes: &[u8], at: usize) -> Option<u8> {
     bytes.get(at).copied()
 }
 
-fields! {
+fields! { TcpInfo:
     /// State, as the kernel numbers them: 1 established.
     state: u8 = u8_at(0);
     /// State of the congestion control: 0 open, 1 disorder, 2 CWR, 3 recovery, 4 loss.
@@ -53,8 +72,12 @@ fields! {
     lost: u32 = u32_at(32);
     /// Retransmitted segments in flight.
     retrans: u32 = u32_at(36);
+    /// Nothing any more: 0 since 4.15.
+    fackets: u32 = u32_at(40);
     /// Since data was last sent, in ms.
     last_data_sent: u32 = u32_at(44);
+    /// Nothing: always 0.
+    last_ack_sent: u32 = u32_at(48);
     /// Since data last arrived, in ms.
     last_data_recv: u32 = u32_at(52);
     /// Since an acknowledgement last arrived, in ms.
@@ -137,7 +160,103 @@ fields! {
     total_rto_time: u32 = u32_at(244);
 }
 
+fields! { BbrInfo:
+    /// The lower half of [`BbrInfo::bandwidth`].
+    low: u32 = u32_at(0);
+    /// The upper half.
+    high: u32 = u32_at(4);
+    /// Smallest round-trip time of the last 10 s, in us.
+    min_rtt: u32 = u32_at(8);
+    /// By how much the pace is above the bandwidth, in 256ths.
+    pacing_gain: u32 = u32_at(12);
+    /// By how much the congestion window is above what fills the path, in 256ths.
+    cwnd_gain: u32 = u32_at(16);
+}
+
+fields! { VegasInfo:
+    /// 1 while it acts, 0 while Reno does in its place.
+    enabled: u32 = u32_at(0);
+    /// Round-trip times measured since the window was last set.
+    rtt_count: u32 = u32_at(4);
+    /// Round-trip time, in us: the smallest of all, or the mean, as the congestion control has
+    /// it; 2147483647: none was measured.
+    rtt: u32 = u32_at(8);
+    /// The smallest since the window was last set, in us; likewise.
+    min_rtt: u32 = u32_at(12);
+}
+
+fields! { DctcpInfo:
+    /// 1 while it acts, 0 while Reno does in its place, since the path has no ECN.
+    enabled: u16 = u16_at(0);
+    /// Whether the last segment that arrived had a mark of congestion.
+    ce_state: u16 = u16_at(2);
+    /// The share of octets that met congestion, smoothed, in 1024ths.
+    alpha: u32 = u32_at(4);
+    /// Octets acknowledged in this round trip that met congestion.
+    marked: u32 = u32_at(8);
+    /// Octets acknowledged in this round trip.
+    acked: u32 = u32_at(12);
+}
+
+fields! { DiagMessage:
+    /// The family: 2 IPv4, 10 IPv6.
+    family: u8 = u8_at(0);
+    /// State, as of [`TcpInfo::state`].
+    state: u8 = u8_at(1);
+    /// Which timer runs: 0 none, 1 retransmission, 2 another one, 3 TIME-WAIT, 4 probes of a
+    /// window of 0.
+    timer: u8 = u8_at(2);
+    /// How often it has run out in a row.
+    retrans: u8 = u8_at(3);
+    /// The source's port, its octets as they are on the wire.
+    src_port: u16 = u16_at(4);
+    /// The destination's, likewise.
+    dst_port: u16 = u16_at(6);
+    /// The interface that it is bound to; 0: none.
+    interface: u32 = u32_at(40);
+    /// The lower half of its number.
+    cookie_low: u32 = u32_at(44);
+    /// The upper half.
+    cookie_high: u32 = u32_at(48);
+    /// Until the timer runs out, in ms.
+    expires: u32 = u32_at(52);
+    /// Octets that wait to be read.
+    unread: u32 = u32_at(56);
+    /// Octets that were not acknowledged, or not yet sent.
+    unacked: u32 = u32_at(60);
+    /// Who made it.
+    uid: u32 = u32_at(64);
+    /// Its number in the file system of sockets.
+    inode: u32 = u32_at(68);
+}
+
+impl BbrInfo<'_> {
+    /// The bandwidth of the path, as estimated, in octets per second.
+    pub fn bandwidth(self) -> Option<u64> {
+        Some(u64::from(self.high()?) << 32 | u64::from(self.low()?))
+    }
+}
+
+impl DiagMessage<'_> {
+    /// The addresses of source and destination, as words of which the octets are as they are
+    /// on the wire; of IPv4 only the first is not 0.
+    pub fn addresses(self) -> Option<[[u32; 4]; 2]> {
+        let mut words = [[0; 4]; 2];
+        for (index, word) in words.iter_mut().flatten().enumerate() {
+            *word = u32_at(self.0, 8 + 4 * index)?;
+        }
+        Some(words)
+    }
+}
+
 impl TcpInfo<'_> {
+    /// Why data in the SYN did not work: 0 it did, or was not tried; 1 no cookie, 2 data was
+    /// not acknowledged, 3 the SYN was sent again.
+    pub fn fastopen_failure(self) -> Option<u8> {
+        let flags = *self.0.get(7)?;
+        Some(if cfg!(target_endian = "little") { flags >> 1 } else { flags >> 5 } & 3)
+    }
+
     /// Whether the delivery rate was limited by what the program had to send.
     pub fn is_app_limited(self) -> Option<bool> {
         let bit = if cfg!(target_endian = "little") { 1 } else { 128 };

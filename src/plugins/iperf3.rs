@@ -4,7 +4,7 @@
 //! Its thread sleeps in poll(2) until the kernel reports connections
 //! ([`crate::net::connections`]), and owns what it takes to know when they are over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -29,6 +29,10 @@ const NAME: &str = "plugins.iperf3";
 /// While flows are open, they are looked after so often: another program of the control group
 /// may have taken back that the end of a connection is told.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// The pause after a look is at least so many times as long as that took: who makes reports get
+/// lost does not decide how much it costs.
+const REST: u32 = 4;
 
 /// What the flow table has no room for is tried again after so long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -167,7 +171,7 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
         bound("min")..=Some(bound("max")).filter(|max| *max != 0).unwrap_or(u16::MAX)
     };
     let ports = Ports { local: ports("SourcePort"), remote: ports("DestinationPort") };
-    let wanted = Wanted { ports: vec![ports], no_loopback: false };
+    let wanted = Wanted { ports: vec![ports.clone()], ..Wanted::default() };
     let connections = Connections::watch(&cgroup, &wanted)?;
     log::info!("{NAME}: watching the connections of {cgroup:?}");
     let choice = if section.bool("randomIDs") {
@@ -177,26 +181,28 @@ fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     };
     Ok(Box::new(Iperf3 {
         connections,
+        ports,
         finder: Finder { tags, choice, open: HashMap::new(), retry: None },
     }))
 }
 
 struct Iperf3 {
     connections: Connections,
+    ports: Ports,
     finder: Finder,
 }
 
 impl Plugin for Iperf3 {
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {
         let out = out.for_what_is_found();
-        let mut lost = 0;
-        let mut next_look = Instant::now() + LOOK;
+        let (mut lost, mut is_owed) = (0, false);
+        let (mut next_look, mut rested) = (Instant::now() + LOOK, Instant::now());
         loop {
             let mut fds = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.connections.as_fd(), PollFlags::POLLIN),
             ];
-            let patience = if self.finder.open.is_empty() {
+            let patience = if self.finder.open.is_empty() && !is_owed {
                 PollTimeout::NONE
             } else {
                 // Rounded up, or the last part of a millisecond is spent asking.
@@ -217,12 +223,15 @@ impl Plugin for Iperf3 {
             let now = self.connections.lost();
             if now != lost {
                 warn_limited!("{NAME}: {} reports of connections were lost", now - lost);
+                (lost, is_owed, next_look) = (now, true, next_look.min(rested));
             }
             // By the clock: where connections never cease to come, it is never quiet.
-            if now != lost || Instant::now() >= next_look {
-                events.extend(self.finder.ends_that_were_lost(&mut self.connections));
-                lost = now;
-                next_look = Instant::now() + LOOK;
+            let begin = Instant::now();
+            if begin >= next_look {
+                events.extend(self.look());
+                let end = Instant::now();
+                rested = end + (end - begin) * REST;
+                (is_owed, next_look) = (false, rested.max(end + LOOK));
             }
             if self.finder.retry.is_some_and(|retry| Instant::now() >= retry) {
                 self.finder.retry = None;
@@ -240,6 +249,22 @@ impl Plugin for Iperf3 {
                 return Ok(());
             }
         }
+    }
+}
+
+impl Iperf3 {
+    /// Looks after what is open, for starts and ends that were not reported.
+    fn look(&mut self) -> Vec<Told> {
+        let Iperf3 { connections, ports, finder } = self;
+        let there = connections.open(ports).unwrap_or_else(|error| {
+            warn_limited!("{NAME}: connections that were not reported are not found: {error}");
+            Vec::new()
+        });
+        let is_over = |open: &Open, cookie| {
+            let Open { id, interface, .. } = *open;
+            connections.is_over(&id, cookie, interface)
+        };
+        finder.compare(&there, is_over)
     }
 }
 
@@ -345,16 +370,30 @@ impl Finder {
         self.tags[index]
     }
 
-    /// Ends what is over without a report of it.
-    fn ends_that_were_lost(&mut self, connections: &mut Connections) -> Vec<Told> {
+    /// Ends what is over without a report of it, and starts what is `there` without one. A
+    /// connection that is not `there` need not be over.
+    fn compare(
+        &mut self,
+        there: &[connections::Open],
+        mut is_over: impl FnMut(&Open, u64) -> bool,
+    ) -> Vec<Told> {
         let mut events = Vec::new();
+        let seen: HashSet<u64> = there.iter().map(|one| one.cookie).collect();
         self.open.retain(|cookie, open| {
-            let over = connections.is_over(&open.id, *cookie, open.interface);
+            let over = !seen.contains(cookie) && is_over(open, *cookie);
             if over && !open.waits {
                 events.push((*cookie, event(FlowState::End, open, Some(Timestamp::now()))));
             }
             !over
         });
+        for connections::Open { flow, cookie, interface } in there {
+            if !self.open.contains_key(cookie) {
+                let (id, tag) = (*flow, self.choose(*cookie));
+                let open = Open { id, tag, interface: *interface, waits: false };
+                self.open.insert(*cookie, open);
+                events.push((*cookie, event(FlowState::Start, &open, None)));
+            }
+        }
         events
     }
 }
@@ -412,5 +451,35 @@ mod tests {
         assert_eq!(ports(), [0_u16; 0]);
         drop((out, inlet));
         hub.join().unwrap();
+    }
+
+    #[test]
+    fn a_look_finds_the_starts_and_ends_that_were_not_reported() {
+        let tags = vec![Tag::new(2, 16).unwrap()];
+        let (choice, open) = (Choice::InTurn(0), HashMap::new());
+        let mut finder = Finder { tags, choice, open, retry: None };
+        for cookie in 1..=3 {
+            finder.judge(report(Change::Opened, cookie));
+        }
+        let listed = |cookie| {
+            let one = report(Change::Established, cookie);
+            connections::Open { flow: one.flow().unwrap(), cookie: one.cookie, interface: 0 }
+        };
+        let mut look = |there: &[u16], over: &[u64]| {
+            let there: Vec<_> = there.iter().map(|cookie| listed(*cookie)).collect();
+            let mut asked = Vec::new();
+            let told = finder.compare(&there, |_, cookie| {
+                asked.push(cookie);
+                over.contains(&cookie)
+            });
+            asked.sort_unstable();
+            let told: Vec<_> = told.iter().map(|(cookie, event)| (*cookie, event.state)).collect();
+            (told, asked)
+        };
+        // The list lacks the second, which is there all the same.
+        let expected = vec![(3, FlowState::End), (4, FlowState::Start)];
+        assert_eq!(look(&[1, 4], &[3]), (expected, vec![2, 3]));
+        assert_eq!(look(&[1, 2, 4], &[]), (vec![], vec![]));
+        assert_eq!(finder.judge(report(Change::Established, 4)), None, "it is known by now");
     }
 }

@@ -25,6 +25,13 @@ pub trait Plugin: Send {
         None
     }
 
+    /// What tries its section before a reload takes effect, if it may turn out then that the
+    /// section cannot be obeyed: the reload is refused as a whole. Asked for once, before it
+    /// runs.
+    fn trial(&self) -> Option<part::Trial> {
+        None
+    }
+
     /// Runs on a thread of its own until `stop` says so; waits with `stop` in its
     /// poll set. An error stops the daemon.
     fn run(self: Box<Self>, out: Inlet, stop: Stop) -> Result<()>;

@@ -113,9 +113,18 @@ impl Names {
 
     /// A registry that does not change.
     pub fn fixed(registry: Registry, unknown: Unknown) -> Self {
-        let registry = Arc::new(registry);
+        Names::of(Arc::new(registry), unknown)
+    }
+
+    fn of(registry: Arc<Registry>, unknown: Unknown) -> Self {
         let state = State { registry, read: None, seen: Vec::new(), looked: Instant::now() };
         Names { files: Vec::new(), unknown, state: Mutex::new(state) }
+    }
+
+    /// The names of now, which refuse the same and warn of nothing: for who only tries.
+    pub fn quiet(&self) -> Self {
+        let refuses = self.unknown == Unknown::Refuse;
+        Names::of(self.get(), if refuses { Unknown::Refuse } else { Unknown::Accept })
     }
 
     /// Says in the metrics how old the registry is.

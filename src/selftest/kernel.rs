@@ -2,16 +2,13 @@
 //! version, since distributions bring later features to older kernels. Owns nothing.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
 use super::capture::load;
+use super::observers;
 use super::report::Report;
-use crate::error::{Error, Result};
-use crate::net::connections::{self, Connections, Wanted};
 use crate::net::tc::Hook;
 use crate::privileges::{memlock_limit, Capabilities, RAISE_MEMLOCK};
 use crate::sys::abi::Strategy;
@@ -74,6 +71,7 @@ pub(super) fn ask(report: &mut Report<'_>) -> Kernel {
         features(report, &mut kernel);
     }
     surroundings(report);
+    observers::ask(report, kernel.refusal());
     kernel
 }
 
@@ -184,7 +182,7 @@ fn features(report: &mut Report<'_>, kernel: &mut Kernel) {
     }
 }
 
-/// What the marker does without, and other parts may want.
+/// What the marker does without.
 fn surroundings(report: &mut Report<'_>) {
     let btf = "/sys/kernel/btf/vmlinux";
     if Path::new(btf).exists() {
@@ -192,31 +190,6 @@ fn surroundings(report: &mut Report<'_>) {
     } else {
         report.none("BTF", &format!("no {btf}; the marker needs none"));
     }
-    match reported() {
-        Ok(group) => {
-            report.ok("connections", &format!("are told at once, by sock_ops on {group:?}"))
-        }
-        Err(error) => {
-            report.none("connections", &format!("{error}; plugins look for them once in a while"));
-        }
-    }
-}
-
-/// Whether the kernel tells of connections at once: of one that is made here. The control
-/// group by which it does.
-fn reported() -> Result<PathBuf> {
-    let group = connections::root()?;
-    let mut connections = Connections::watch(&group, &Wanted::default())?;
-    let local = TcpListener::bind(("127.0.0.1", 0));
-    let made = local.and_then(|listener| TcpStream::connect(listener.local_addr()?));
-    let made = made.and_then(|stream| stream.local_addr());
-    let from = made.map_err(|error| Error::os("cannot connect to 127.0.0.1", error))?;
-    while let Some(connection) = connections.read() {
-        if connection.local == from {
-            return Ok(group);
-        }
-    }
-    Err(Error::os("a program is attached, but not run", Errno::ENOENT))
 }
 
 #[cfg(test)]

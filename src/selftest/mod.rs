@@ -2,7 +2,7 @@
 //! the real daemon on a cable of its own, for each way of attaching and each strategy,
 //! and looks at every packet that arrives at the other end. Linux only.
 //!
-//! `kernel` asks, `cable` makes the two ends, `capture` and `packet` see what arrives,
+//! `kernel` asks, `observers` tries what finds and measures connections, `cable` makes the two ends, `capture` and `packet` see what arrives,
 //! `round` is one way with one strategy, `traffic` what is sent in it, `daemon` the
 //! child that is tried, `report` prints, `watch` bounds every wait. All of it runs on
 //! the main thread; what was made is undone by Drop, also if a signal interrupts it.
@@ -11,6 +11,7 @@ mod cable;
 mod capture;
 mod daemon;
 mod kernel;
+mod observers;
 mod packet;
 mod report;
 mod round;

@@ -392,11 +392,27 @@ pub struct ConnectionFilter {
     pub count: u32,
     /// 0 or 1: connections from or to loopback addresses are not wanted.
     pub no_loopback: u32,
+    /// 0 or 1: map `groups` is to tell where their control groups are.
+    pub groups: u32,
+    /// Zero.
+    pub pad: u32,
     /// The ranges.
     pub ranges: [PortRanges; PORT_RANGES],
 }
 // SAFETY: integers without a gap, the ranges' size being a multiple of theirs.
 unsafe impl Plain for ConnectionFilter {}
+
+/// `struct group`: the value of map `groups`, whose key is the number of a control group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Group {
+    /// The number of the group that it is in; 0: it is the root.
+    pub parent: u64,
+    /// Its folder's name; ends in a NUL.
+    pub name: [[u8; 16]; 16],
+}
+// SAFETY: an integer, and octets behind it.
+unsafe impl Plain for Group {}
 
 /// `struct tcp_sample`: a record of the ring buffers of bpf/skops.bpf.c.
 #[repr(C)]

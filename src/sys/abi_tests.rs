@@ -84,7 +84,8 @@ fn assertions() -> String {
         }
     );
     mirror!("port_ranges", PortRanges { local_first, local_last, remote_first, remote_last });
-    mirror!("connection_filter", ConnectionFilter { count, no_loopback, ranges });
+    mirror!("connection_filter", ConnectionFilter { count, no_loopback, groups, pad, ranges });
+    mirror!("group", Group { parent, name });
     mirror!("tcp_sample", TcpSample { key, cookie, congestion, info });
     mirror!(
         "__sk_buff",

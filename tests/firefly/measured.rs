@@ -3,9 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use glowd::flow::Timestamp;
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{json, Value as Json};
 
 use super::collector::{collected, Stored};
@@ -315,6 +317,40 @@ fn every_mode_says_the_round_trip_time_in_ms() {
         assert_eq!(netlink.get("tcpInfo").is_some(), mode != "compatible", "{mode}: {netlink}");
         rig.daemon.stop(&[]);
     }
+}
+
+/// What only this mode says is of the very socket, and known at its end.
+#[test]
+fn full_mode_says_what_the_socket_and_its_congestion_control_do() {
+    let mut rig =
+        Rig::new(json!({ "enrich": true, "enrichmentMode": "full", "ongoingPeriod": 100 }));
+    let has_bbr = setsockopt(&rig.near, sockopt::TcpCongestion, &"bbr".into()).is_ok();
+    let inode = std::fs::read_link(format!("/proc/self/fd/{}", rig.near.as_raw_fd())).unwrap();
+    let inode = inode.to_str().unwrap().trim_matches(|c: char| !c.is_ascii_digit()).to_owned();
+    rig.tell("start");
+    rig.next();
+    rig.send(5_000_000);
+    let ongoing = rig.next();
+    assert_eq!(state(&ongoing), "ongoing");
+    rig.tell("end");
+    let end = loop {
+        let next = rig.next();
+        if state(&next) == "end" {
+            break next;
+        }
+    };
+    for told in [ongoing, end] {
+        let netlink = &told.document["netlink"];
+        assert_eq!(netlink["skBuff"]["iNode"].to_string(), inode, "{netlink}");
+        assert!(netlink["tcpInfo"]["bytesRecv"].is_u64(), "{netlink}");
+        assert!(netlink["skMemInfo"]["rcvBuff"].as_u64() > Some(0), "{netlink}");
+        assert_eq!(netlink.get("bbr").is_some(), has_bbr, "{netlink}");
+        if has_bbr {
+            assert_eq!(netlink["cong"]["algorithm"], "bbr");
+            assert!(netlink["bbr"]["bbrBW"].as_u64() > Some(0), "{netlink}");
+        }
+    }
+    rig.daemon.stop(&[]);
 }
 
 /// The socket is gone when the flow ends: the last sample serves.

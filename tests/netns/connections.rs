@@ -173,7 +173,7 @@ fn what_is_not_wanted_is_not_reported() {
     let to = listener.local_addr().expect("an address");
     let mut ports = vec![never; 15];
     ports.push(Ports { local: 0..=65_535, remote: to.port()..=to.port() });
-    connections.want(&Wanted { ports, no_loopback: false }).expect("to want these");
+    connections.want(&Wanted { ports, ..Wanted::default() }).expect("to want these");
     drop(host.enter(|| TcpStream::connect(to)).expect("to connect"));
     let seen: Vec<_> = std::iter::from_fn(|| connections.read()).collect();
     assert!(seen.len() >= 2 && seen.iter().all(|one| !one.passive), "{seen:?}");

@@ -1,8 +1,12 @@
 //! The daemon as the unprivileged user that the RPM will make (decision 10).
 
+use nix::sys::signal::Signal;
+
 use super::rig::{config, each, is_marked, line, of, Rig, ATLAS, STRATEGIES};
 use crate::common::packet::UDP;
-use crate::common::{skip_unless_root, udp, v6, Daemon, Nobody, Pair, DEVICE, HERE, THERE, UNIT};
+use crate::common::{
+    skip_unless_root, udp, v6, wait_for, Daemon, Nobody, Pair, DEVICE, HERE, THERE, UNIT,
+};
 
 #[test]
 fn three_capabilities_are_enough() {
@@ -50,6 +54,41 @@ fn a_missing_capability_is_named() {
         let left = pair.here.run(&format!("tc qdisc show dev {DEVICE}"));
         assert!(!left.contains("clsact"), "{left}");
     }
+}
+
+/// They are known only when it is tried, and the daemon has to go on by what it has.
+#[test]
+fn rules_that_take_capabilities_are_refused_by_a_reload_as_a_whole() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let config = |rule: serde_json::Value, level: &str| {
+        let netlink =
+            serde_json::json!({"immediate": "false", "includePrivate": true, "rules": [rule]});
+        serde_json::json!({"plugins": {"netlink": netlink}, "backends": {}, "logLevel": level})
+    };
+    let plain = serde_json::json!({"remotePort": 7000, "experiment": 2, "activity": 15});
+    let mut costly = plain.clone();
+    costly["command"] = serde_json::json!("curl");
+    let before = config(plain.clone(), "info");
+    let daemon = Daemon::try_start_as(before, Some(&pair.here), Some(Nobody("-all")));
+    let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));
+    daemon.wait_for_line("ready: ");
+    let failure = "plugins.netlink: which process has a socket takes an eBPF iterator";
+    let refusal = "configuration not reloaded: it has a problem; the old one stays in force";
+    let count = |text: &str| daemon.lines().iter().filter(|line| line.contains(text)).count();
+    // The second time as well: it was not taken for what is in force.
+    for times in 1..=2 {
+        daemon.rewrite(config(costly.clone(), "warn"));
+        daemon.signal(Signal::SIGHUP);
+        wait_for("the refusal", || (count(refusal) == times).then_some(()));
+        assert_eq!(count(failure), times, "{:#?}", daemon.lines());
+    }
+    daemon.rewrite(config(plain, "info"));
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_line("configuration reloaded: nothing changed");
+    daemon.stop(&[failure, refusal, "backends: "]);
 }
 
 /// Not the kernel, which can.

@@ -31,7 +31,9 @@ fn watch_shows_the_tag_of_each_flow_once_on_both_hosts() {
         ] {
             let start = || {
                 let mut command = Command::new(binary());
-                conf.iter().for_each(|conf| drop(command.arg("--conf").arg(conf)));
+                if let Some(conf) = conf {
+                    command.arg("--conf").arg(conf);
+                }
                 command.args(["watch", "-i", DEVICE]).stdout(Stdio::piped());
                 command.stderr(Stdio::piped()).spawn().expect("glowd watch")
             };

@@ -174,7 +174,10 @@ fn firefly_relay() {
             source += 1;
             let firefly = start_of(source);
             socket.send_to(&firefly, ("127.0.0.1", port)).unwrap();
-            wait_for("the flow", || (flows(&daemon) == usize::from(source)).then_some(()));
+            wait_for("the flow", || {
+                (daemon.get("/flows").1["flows"].as_array().map(Vec::len) == Some(source.into()))
+                    .then_some(())
+            });
             let got = sinks.each_ref().map(|sink| {
                 sink.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                 let mut buffer = [0; 4000];
@@ -333,10 +336,10 @@ fn pipe_group() {
     // One that cannot be given leaves all as it is.
     config["plugins"]["namedPipe"] = json!({ "group": "no such group", "mode": "0600" });
     reload_with(&mut daemon, &config);
-    let failure = "there is no group \"no such group\"; mode and group stay as they were";
+    let failure = "plugins.namedPipe: group: there is no group \"no such group\"";
     daemon.wait_for_line(failure);
     assert_eq!((group(), fs::metadata(&path).expect("the pipe").mode() & 0o777), (usual, 0o660));
-    daemon.stop(&[failure]);
+    daemon.stop(&[failure, "configuration not reloaded"]);
 }
 
 /// Starts a daemon by `before`, changes `key` of the firefly backend to `value`, and
@@ -447,7 +450,9 @@ fn enrich() {
 
 fn enrichment_mode() {
     let lean = json!({ "enrich": true });
-    of_a_connection(lean, "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    of_a_connection(lean.clone(), "enrichmentMode", json!("compatible"), "\"bytes_acked\":");
+    // The enricher has to ask for more.
+    of_a_connection(lean, "enrichmentMode", json!("full"), "\"skBuff\":{\"rQueue\":");
 }
 
 fn ongoing_period() {

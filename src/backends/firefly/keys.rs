@@ -91,8 +91,8 @@ pub(super) const KEYS: &[Key] = &[
         doc: "How it is said, in the object netlink: as flowd-go does, a little (lean) or all \
               (full), in us and octets per second, or as flowd does (compatible), in whole ms. \
               Its rtt is in ms in each of them, since collectors read that. A firefly is \
-              never longer than 1232 octets: what is last in netlink, and does not fit, is \
-              left out.",
+              never longer than 1232 octets: what does not fit is left out, in the order that \
+              FIREFLIES has.",
     },
     Key {
         name: "ongoingPeriod",

@@ -12,6 +12,7 @@ mod keys;
 mod tests;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 
 use log::{debug, error, info};
@@ -56,7 +57,9 @@ pub(super) static SPEC: Spec = Spec {
     },
     build: |section, context| {
         let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);
-        let firefly = Firefly::new(section, Arc::new(lookup), Pace::default(), BACKLOG)?;
+        let mut firefly = Firefly::new(section, Arc::new(lookup), Pace::default(), BACKLOG)?;
+        firefly.in_full = context.in_full.clone();
+        firefly.tell_enrichers();
         let counters = firefly.counters.clone();
         context.metrics.add(move |writer| counters.write(writer));
         Ok(Box::new(firefly))
@@ -204,6 +207,8 @@ struct Firefly {
     section: Section,
     lookup: Lookup,
     pace: Pace,
+    /// Whether fireflies say all that is known of a connection.
+    in_full: Arc<AtomicBool>,
 }
 
 impl Firefly {
@@ -212,7 +217,13 @@ impl Firefly {
         let plan = Plan::new(section, &lookup, pace)?;
         let stun = start_stun(section, &lookup)?;
         let (counters, section) = (Arc::default(), section.clone());
-        Ok(Firefly { plan, stun, sender, counters, backlog, section, lookup, pace })
+        let in_full = Arc::default();
+        Ok(Firefly { plan, stun, sender, counters, backlog, section, lookup, pace, in_full })
+    }
+
+    /// Has them ask the kernel for what is said, and for no more.
+    fn tell_enrichers(&self) {
+        self.in_full.store(self.plan.encoder.is_full(), Relaxed);
     }
 
     /// Works by `section` from now on. A collector that stays keeps the addresses
@@ -237,8 +248,10 @@ impl Firefly {
                     }
                 }
                 self.plan = plan;
+                self.tell_enrichers();
                 self.section = section.clone();
             }
+            // It lacks a thread or a descriptor: nothing that could have been tried before.
             Err(error) => error!("backends.firefly: {error}; all stays as it was"),
         }
     }

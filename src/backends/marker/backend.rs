@@ -25,7 +25,7 @@ use crate::log::limit::Limit;
 use crate::meter::Meter;
 use crate::metrics::families::{INTERFACE_ATTACHED, MAP_ENTRIES, MAP_ENTRIES_LIMIT, UNMARKED};
 use crate::metrics::{interfaces, Count, Metrics};
-use crate::part::Context;
+use crate::part::{Context, Trial};
 use crate::queue::RecvTimeoutError;
 use crate::registry::{self, Registry};
 use crate::sys::abi::{FlowKey, FlowValue, UNMARKED_LABELS, UNMARKED_REASONS};
@@ -276,6 +276,11 @@ impl Backend for Marker {
 
     fn meter(&mut self) -> Option<Box<dyn Meter>> {
         Some(Box::new(self.meter.take()?))
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        let names = self.registry.clone();
+        Some(Box::new(move |section| rules::read(section, &names.quiet()).map(drop)))
     }
 
     fn run(mut self: Box<Self>, events: Queue) -> Result<()> {

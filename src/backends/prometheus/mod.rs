@@ -42,28 +42,13 @@ pub(super) static SPEC: Spec = Spec {
     aliases: &[],
     summary: "shows what glowd does and how to Prometheus, at http://ADDRESS:PORT/metrics",
     keys: &[
-        Key {
-            name: "bindAddress",
-            aliases: &[],
-            kind: Kind::Address,
-            default: "\"127.0.0.1\"",
-            live: false,
-            doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
-                  reach it can read the metrics, and with perFlow the addresses of flows. On a \
-                  loopback address requests have to name the host by an IP address or as \
-                  localhost, and get 403 otherwise.",
-        },
-        Key {
-            name: "port",
-            aliases: &["netlinkPort"],
-            kind: Kind::Int { min: 0, max: 65535 },
-            default: "9817",
-            live: false,
-            doc:
-                "TCP port to listen on. With 0 the system chooses a free one, which the log tells \
-                  at level info; that is useful for tests, and not what 0 means in flowd-go, where \
-                  it is off.",
-        },
+        Key::bind_address(
+            "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can reach it \
+             can read the metrics, and with perFlow the addresses of flows. On a loopback \
+             address requests have to name the host by an IP address or as localhost, and \
+             get 403 otherwise.",
+        ),
+        Key::port("port", &["netlinkPort"], "9817"),
         Key {
             name: "skopsPort",
             aliases: &[],
@@ -72,7 +57,8 @@ pub(super) static SPEC: Spec = Spec {
             live: false,
             doc:
                 "flowd-go's second port. Here one port has all metrics: it is this one if port is \
-                  0 or not given; otherwise this has no effect.",
+                  0 or not given; otherwise this has no effect. In flowd-go a port of 0 is off; \
+                  here it is one that the system chooses.",
         },
         Key {
             name: "perFlow",

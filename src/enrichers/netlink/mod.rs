@@ -30,8 +30,10 @@ pub(super) static SPEC: Spec = Spec {
             default: "255",
             live: false,
             doc: "What the kernel is asked for beside the addresses, as the sum of: 1 memory, 2 \
-                  tcp_info, 8 congestion control, 16 type of service, 64 memory of the socket. \
-                  Without tcp_info it is not known how much a flow has carried.",
+                  tcp_info, 4 what the congestion control says, 8 its name, 16 type of service, \
+                  32 traffic class, 64 memory of the socket, 128 what is shut down. Only 2, 8 \
+                  and 64 are asked for unless fireflies are in enrichmentMode full. Without \
+                  tcp_info it is not known how much a flow has carried.",
         },
         Key {
             name: "state",

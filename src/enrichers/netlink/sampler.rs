@@ -10,6 +10,7 @@ mod watched;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::dispatcher::{Inlet, Queue};
 use crate::enrichers::Enricher;
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
-use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_info::{FlowInfo, Kinds, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::sock_diag::{
@@ -40,9 +41,6 @@ const BATCH: usize = 256;
 /// More ports than that are not said to the kernel, which would test each of them for
 /// each socket.
 const PORTS: usize = 16;
-/// The bits of `ext` that stand for what is read of a sample: the others would make each
-/// list dearer.
-const READ: u8 = 1 | 2 | 8 | 16 | 64;
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Sockets that go are heard of no more often, however many there are.
@@ -51,13 +49,31 @@ const REST: Duration = Duration::from_millis(50);
 struct Sampler {
     diag: Diag,
     protocol: Protocol,
-    extensions: u8,
+    wanted: Wanted,
     states: States,
     period: Duration,
     watched: Shared,
     /// Of the flows, as they were; none: the kernel filters nothing.
     filter: Option<Filter>,
+    /// None of them is of IPv4.
+    only_v6: bool,
     counters: Arc<Counters>,
+}
+
+/// What the kernel is asked for.
+#[derive(Clone)]
+struct Wanted {
+    /// As the configuration has it.
+    ext: u8,
+    /// Whether anybody reads what is said only in full, which makes each list dearer.
+    in_full: Arc<AtomicBool>,
+}
+
+impl Wanted {
+    /// At this moment.
+    fn kinds(&self) -> Kinds {
+        Kinds::new(self.ext, self.in_full.load(Relaxed))
+    }
 }
 
 /// What became of samples.
@@ -80,16 +96,17 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         writer.number(&ENRICHER_FAILED, &["netlink"], counted.failed.get());
     });
     let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-    let extensions = section.int::<u8>("ext") & READ;
+    let wanted = Wanted { ext: section.int("ext"), in_full: context.in_full.clone() };
     Ok(Box::new(Sampler {
         counters,
         diag: Diag::open()?,
         protocol,
-        extensions,
+        wanted: wanted.clone(),
         states: States(section.int("state")),
         period: context.period,
-        watched: Shared::new(protocol, extensions)?,
+        watched: Shared::new(protocol, wanted)?,
         filter: None,
+        only_v6: false,
     }))
 }
 
@@ -145,60 +162,56 @@ impl Enricher for Sampler {
 impl Sampler {
     /// Takes a sample of each flow whose socket the kernel tells of.
     fn measure(&mut self, out: &Inlet) {
-        let (mut has_v4, mut has_v6) = (false, false);
         {
             let mut watched = self.watched.lock();
             if std::mem::take(&mut watched.has_changed) {
                 self.filter = filter(watched.flows.keys());
+                self.only_v6 = watched.flows.keys().all(FlowId::is_ipv6);
             }
-            for id in watched.flows.keys() {
-                has_v4 |= !id.is_ipv6();
-                has_v6 |= id.is_ipv6();
+            if watched.flows.is_empty() {
+                return;
             }
         }
-        let Sampler { diag, protocol, extensions, states, watched, filter, .. } = self;
+        let Sampler { diag, protocol, wanted, states, watched, filter, .. } = self;
+        let kinds = wanted.kinds();
         let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
         let mut now = Timestamp::now();
-        // Sockets of IPv6 may carry IPv4.
-        for (family, wanted) in [(Family::V4, has_v4), (Family::V6, has_v4 || has_v6)] {
-            if !wanted {
-                continue;
-            }
+        loop {
             let query = Query {
                 protocol: *protocol,
-                family,
+                // Sockets of IPv6 may carry IPv4.
+                family: self.only_v6.then_some(Family::V6),
                 states: *states,
-                extensions: *extensions,
+                extensions: kinds.extensions(),
                 filter: filter.as_ref(),
             };
-            let outcome = diag.dump(&query, |socket| {
-                let Ok(id) = socket.flow() else { return };
-                {
-                    let mut watched = watched.lock();
-                    if !watched.flows.contains_key(&id) {
-                        return;
+            let outcome = diag.dump_some(&query, |sockets| {
+                let there = sockets.iter().filter_map(|socket| Some((socket.flow().ok()?, socket)));
+                let mut there: Vec<(FlowId, &Socket<'_>)> = there.collect();
+                watched.lock().keep_watched(&mut there);
+                for (id, socket) in there {
+                    let Some(info) = sample(socket, kinds, now) else { continue };
+                    samples.push((id, info));
+                    taken += 1;
+                    if samples.len() == BATCH {
+                        let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
+                        lost += hand_on(full, out);
+                        now = Timestamp::now();
                     }
-                    if socket.interface != 0 {
-                        watched.bound.insert(id, socket.interface);
-                    }
-                }
-                let Some(info) = sample(socket, *extensions, now) else { return };
-                samples.push((id, info));
-                taken += 1;
-                if samples.len() == BATCH {
-                    let full = std::mem::replace(&mut samples, Vec::with_capacity(BATCH));
-                    lost += hand_on(full, out);
-                    now = Timestamp::now();
                 }
             });
-            // A dump that is not whole lacks samples, which nobody misses.
-            if let Err(failure) = outcome {
-                if failure.errno == Errno::EINVAL && filter.take().is_some() {
+            match outcome {
+                // A dump that is not whole lacks samples, which nobody misses.
+                Ok(_) => break,
+                Err(failure) if failure.errno == Errno::EINVAL && filter.is_some() => {
                     log::debug!("{NAME}: the kernel does not filter sockets: {failure}");
-                    continue;
+                    *filter = None;
                 }
-                self.counters.failed.add(1);
-                warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
+                Err(failure) => {
+                    self.counters.failed.add(1);
+                    warn_limited!("{NAME}: cannot look at the sockets of flows: {failure}");
+                    break;
+                }
             }
         }
         lost += hand_on(samples, out);
@@ -226,15 +239,15 @@ fn hand_on(samples: Vec<(FlowId, FlowInfo)>, out: &Inlet) -> usize {
 
 /// What the kernel says of a socket; None: nothing that is worth more than what it said
 /// before.
-fn sample(socket: &Socket<'_>, extensions: u8, now: Timestamp) -> Option<FlowInfo> {
+fn sample(socket: &Socket<'_>, kinds: Kinds, now: Timestamp) -> Option<FlowInfo> {
     // Not a whole socket, or not any more: what is left of one may still be called FIN-WAIT-2.
     let is_rest = socket.protocol == Protocol::Tcp
-        && extensions & extension::INFO != 0
+        && kinds.extensions() & extension::INFO != 0
         && socket.tcp_info().is_none();
     if is_rest || [State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
         return None;
     }
-    Some(FlowInfo::new(now, socket.cookie, socket.attributes()))
+    Some(FlowInfo::new(now, socket.cookie, kinds, socket.message(), socket.attributes()))
 }
 
 /// For the ports of the flows, on the side that has fewer of them.

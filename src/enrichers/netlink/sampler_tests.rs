@@ -4,9 +4,12 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::*;
 use crate::enrichers::rig::{back, connected, context, event, measured, wait_for};
 use crate::flow::{Flow, FlowState, Usage};
+use crate::net::sock_diag::NO_COOKIE;
 
 fn section(path: &str) -> Section {
     let keys = super::super::SPEC.keys.iter();
@@ -47,6 +50,78 @@ fn usage_is_what_was_sent() {
             assert_eq!(flow.usage(), Some(usage));
         });
     }
+}
+
+/// What is asked for, and kept, follows who reads it, and the bits of `ext`.
+#[test]
+fn what_is_said_only_in_full_is_asked_for_only_then() {
+    let (mut near, mut far, id) = connected("[::1]:0", "::1");
+    near.write_all(&[1; 30_000]).unwrap();
+    far.read_exact(&mut [0; 30_000]).unwrap();
+    let mut diag = Diag::open().unwrap();
+    let mut taken = |kinds: Kinds| {
+        let (mut info, mut told) = (None, Vec::new());
+        let there = diag.look_up(&id, NO_COOKIE, 0, kinds.extensions(), |socket| {
+            info = sample(socket, kinds, Timestamp::now());
+            told = socket.attributes().map(|(kind, _)| kind).collect();
+        });
+        assert_eq!(there, Ok(true));
+        (info.unwrap(), told)
+    };
+    for ext in 0..=u8::MAX {
+        let has = |bit: u8| ext & bit != 0;
+        for in_full in [false, true] {
+            let (info, told) = taken(Kinds::new(ext, in_full));
+            for (number, bit) in [(1, 1), (5, 16), (6, 32)] {
+                assert_eq!(told.contains(&number), in_full && has(bit), "{ext}: {told:?}");
+            }
+            let found = [
+                info.memory(0).is_some(),
+                info.tcp_info().is_some(),
+                info.congestion().is_some(),
+                info.tos().is_some(),
+                info.traffic_class().is_some(),
+                info.socket_memory(0).is_some(),
+                info.shutdown().is_some(),
+                info.message().is_some(),
+            ];
+            let due = [
+                in_full && has(1),
+                has(2),
+                has(8),
+                in_full && has(16),
+                in_full && has(32),
+                has(64),
+                in_full && has(128),
+                in_full,
+            ];
+            assert_eq!(found, due, "{ext} {in_full}");
+        }
+    }
+    if setsockopt(&near, sockopt::TcpCongestion, &"bbr".into()).is_ok() {
+        for (ext, in_full) in [(255, true), (4, true), (251, true), (255, false)] {
+            let (info, told) = taken(Kinds::new(ext, in_full));
+            let due = in_full && ext & 4 != 0;
+            assert_eq!((info.bbr().is_some(), told.contains(&16)), (due, due), "{ext} {in_full}");
+        }
+    }
+}
+
+/// Who reads it may come and go while the flow lasts.
+#[test]
+fn samples_follow_who_reads_them() {
+    let (_near, _far, id) = connected("[::1]:0", "::1");
+    let context = context();
+    let enricher = build(&section("enrichers.netlink"), &context).unwrap();
+    measured(enricher, |inlet, queue| {
+        inlet.send_all(vec![event(FlowState::Start, id)]).unwrap();
+        for in_full in [false, true, false] {
+            context.in_full.store(in_full, Relaxed);
+            wait_for(queue, id, "sample", |flow| {
+                flow.info().unwrap().message().is_some() == in_full
+            });
+        }
+    });
 }
 
 /// The FIN of either side is no octet of payload.

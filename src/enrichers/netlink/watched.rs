@@ -5,19 +5,19 @@
 //! A socket may go between two samples and before its flow ends. The kernel tells of that,
 //! of every connection of the host, and here is kept what is of a flow that is open.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use super::{sample, NAME};
+use super::{sample, Wanted, NAME};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
 use crate::flow_info::FlowInfo;
-use crate::net::sock_diag::{extension, Diag, Ends, State, NO_COOKIE};
+use crate::flow_map::FlowMap;
+use crate::net::sock_diag::{extension, Diag, Ends, Socket, State, NO_COOKIE};
 use crate::warn_limited;
 
 /// So long the kernel may take to tell of a socket that has just gone, in ms: a worker of it
@@ -30,9 +30,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub(super) struct Watched {
     /// Those that are open, each with what TCP knew when its socket went.
-    pub(super) flows: HashMap<FlowId, Option<Box<FlowInfo>>>,
+    pub(super) flows: FlowMap<Option<Box<FlowInfo>>>,
     /// Of flows whose sockets are bound to an interface: which. The kernel wants to know it.
-    pub(super) bound: HashMap<FlowId, u32>,
+    pub(super) bound: FlowMap<u32>,
     /// `flows` has got other keys.
     pub(super) has_changed: bool,
     /// What has not yet been handed on of the sockets that went.
@@ -41,7 +41,7 @@ pub(super) struct Watched {
     ends: Option<Ends>,
     diag: Diag,
     protocol: Protocol,
-    extensions: u8,
+    wanted: Wanted,
     /// Not to be waited for before, and the pause after that.
     patient_from: Instant,
     pause: Duration,
@@ -52,25 +52,25 @@ pub(super) struct Watched {
 pub(super) struct Shared(Arc<Mutex<Watched>>);
 
 impl Shared {
-    pub(super) fn new(protocol: Protocol, extensions: u8) -> Result<Self> {
+    pub(super) fn new(protocol: Protocol, wanted: Wanted) -> Result<Self> {
         // Of UDP the kernel knows nothing that is worth hearing.
-        let wanted = protocol == Protocol::Tcp && extensions & extension::INFO != 0;
-        let ends = wanted.then(Ends::open).and_then(|ends| {
+        let worth = protocol == Protocol::Tcp && wanted.ext & extension::INFO != 0;
+        let ends = worth.then(Ends::open).and_then(|ends| {
             let say = |error| {
                 log::warn!("{NAME}: what is sent shortly before a socket goes is missed: {error}");
             };
             ends.map_err(say).ok()
         });
         Ok(Shared(Arc::new(Mutex::new(Watched {
-            flows: HashMap::new(),
-            bound: HashMap::new(),
+            flows: FlowMap::default(),
+            bound: FlowMap::default(),
             has_changed: false,
             fresh: Vec::new(),
             queue: None,
             ends,
             diag: Diag::open()?,
             protocol,
-            extensions,
+            wanted,
             patient_from: Instant::now(),
             pause: PAUSE,
         }))))
@@ -107,6 +107,18 @@ impl Watched {
             self.flows.shrink_to(self.flows.len() * 2);
         }
         self.take_ends();
+    }
+
+    /// Leaves out the sockets of no flow, all at a time, so that the processor gets the next ones
+    /// from memory meanwhile.
+    pub(super) fn keep_watched(&mut self, there: &mut Vec<(FlowId, &Socket<'_>)>) {
+        there.retain(|(id, socket)| {
+            let is_watched = self.flows.contains_key(id);
+            if is_watched && socket.interface != 0 {
+                self.bound.insert(*id, socket.interface);
+            }
+            is_watched
+        });
     }
 
     fn take_ends(&mut self) {
@@ -149,8 +161,9 @@ impl Watched {
         }
         let mut found = None;
         let interface = self.bound.get(id).copied().unwrap_or(0);
-        let outcome = self.diag.look_up(id, NO_COOKIE, interface, self.extensions, |socket| {
-            found = sample(socket, self.extensions, Timestamp::now());
+        let kinds = self.wanted.kinds();
+        let outcome = self.diag.look_up(id, NO_COOKIE, interface, kinds.extensions(), |socket| {
+            found = sample(socket, kinds, Timestamp::now());
         });
         if let Err(failure) = outcome {
             warn_limited!("{NAME}: cannot look at {id} at its end: {failure}");

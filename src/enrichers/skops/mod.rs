@@ -4,6 +4,9 @@
 #[cfg_attr(not(all(target_os = "linux", feature = "ebpf")), path = "absent.rs")]
 mod sampler;
 
+#[cfg(all(target_os = "linux", feature = "ebpf"))]
+pub(crate) use sampler::trial;
+
 use super::Spec;
 use crate::config::{Choice, Key, Kind};
 use crate::part::no_rules;

@@ -8,9 +8,10 @@
 //! for sure.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::dispatcher::{Event, Inlet, Queue};
 use crate::enrichers::Enricher;
 use crate::error::{At, Error, Result};
 use crate::flow::{FlowId, Protocol, Timestamp};
-use crate::flow_info::{FlowInfo, LastLook};
+use crate::flow_info::{FlowInfo, Kinds, LastLook};
 use crate::metrics::families::{ENRICHER_DROPPED, ENRICHER_FAILED, ENRICHER_SAMPLES};
 use crate::metrics::Count;
 use crate::net::connections;
@@ -41,7 +42,7 @@ const NAME: &str = "enrichers.skops";
 /// As many samples go to the dispatcher at a time.
 const BATCH: usize = 256;
 /// After so many samples at once a pause is made.
-const MANY: usize = 6_000;
+const MANY: usize = 4_096;
 const PAUSE: Duration = Duration::from_millis(10);
 /// The queue of those flows that start and end is emptied at least as often: a connection
 /// is not watched before.
@@ -60,6 +61,8 @@ struct Sampler {
     lost: PerCpuArray,
     period: Duration,
     is_verbose: bool,
+    /// Whether anybody reads what is said only in full.
+    in_full: Arc<AtomicBool>,
     counters: Arc<Counters>,
 }
 
@@ -94,27 +97,35 @@ fn open(section: &Section, context: &Context) -> Result<Sampler> {
         "" => connections::root()?,
         path => PathBuf::from(path),
     };
-    let mut object = OpenObject::from_memory("skops", &SKOPS.unpack()?)?;
-    object.set_rodata(".rodata.here", &connections::here()?)?;
-    object.set_rodata(".rodata.jiffy", &jiffy()?)?;
-    object.set_max_entries("watched", context.max_flows)?;
-    object.set_max_entries("bound", context.max_flows)?;
-    if polls {
-        object.set_max_entries("samples", room(context.max_flows))?;
-    } else {
-        object.retain_programs(|name| name == "states")?;
-    }
-    let object = object.load()?;
-    let look = || Iter::attach_to_map(object.program("look")?, &object, "sockets");
-    let look = polls.then(look).transpose()?;
-    let counters = Arc::<Counters>::default();
-    let counted = counters.clone();
+    let (period, is_verbose) = (context.period, section.bool("debugMode"));
+    let in_full = context.in_full.clone();
+    let sampler =
+        Sampler { period, is_verbose, in_full, ..load(polls, &cgroup, context.max_flows)? };
+    let counted = sampler.counters.clone();
     context.metrics.add(move |writer| {
         writer.number(&ENRICHER_SAMPLES, &["skops"], counted.taken.get());
         let lost = counted.lost.get() + counted.unread.get();
         writer.number(&ENRICHER_DROPPED, &["skops"], lost);
         writer.number(&ENRICHER_FAILED, &["skops"], counted.failed.get());
     });
+    Ok(sampler)
+}
+
+/// Has the programs measure that many flows at the most.
+fn load(polls: bool, cgroup: &Path, max_flows: u32) -> Result<Sampler> {
+    let mut object = OpenObject::from_memory("skops", &SKOPS.unpack()?)?;
+    object.set_rodata(".rodata.here", &connections::here()?)?;
+    object.set_rodata(".rodata.jiffy", &jiffy()?)?;
+    object.set_max_entries("watched", max_flows)?;
+    object.set_max_entries("bound", max_flows)?;
+    if polls {
+        object.set_max_entries("samples", room(max_flows))?;
+    } else {
+        object.retain_programs(|name| name == "states")?;
+    }
+    let object = object.load()?;
+    let look = || Iter::attach_to_map(object.program("look")?, &object, "sockets");
+    let look = polls.then(look).transpose()?;
     let ring = object.ring_buffer("changes")?;
     Ok(Sampler {
         look,
@@ -123,19 +134,53 @@ fn open(section: &Section, context: &Context) -> Result<Sampler> {
         watched: object.map("watched")?,
         bound: Some(object.map("bound")?),
         lost: object.per_cpu_array("lost")?,
-        period: context.period,
-        is_verbose: section.bool("debugMode"),
-        counters,
-        _link: connections::attach(&object, "states", &cgroup)?,
+        period: Duration::MAX,
+        is_verbose: false,
+        in_full: Arc::default(),
+        counters: Arc::default(),
+        _link: connections::attach(&object, "states", cgroup)?,
     })
+}
+
+/// Whether the programs measure a connection of this process, which is in that control
+/// group: while it is open, and when it closes. Nothing is left of them.
+///
+/// # Errors
+/// What the kernel lacks or refuses.
+pub(crate) fn trial(cgroup: &Path) -> Result<()> {
+    let mut sampler = load(true, cgroup, 1)?;
+    let made = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| {
+        let near = TcpStream::connect(listener.local_addr()?)?;
+        Ok((near.local_addr()?, near.peer_addr()?, near, listener.accept()?))
+    });
+    let (here, there, near, _far) =
+        made.map_err(|error| Error::os("cannot connect to 127.0.0.1", error))?;
+    let id = FlowId::new(Protocol::Tcp, here, there).map_err(Error::config)?;
+    let watched = key(&id).map_or(Ok(()), |key| sampler.watched.update(&key, &0));
+    watched.map_err(|error| Error::os("cannot watch a flow", error))?;
+    let (samples, mut seen) = (&mut sampler.samples, false);
+    // No other connection is watched.
+    let take = || {
+        while samples.pop().is_some() {
+            seen = true;
+        }
+    };
+    sampler.look.as_ref().map_or(Ok(()), |look| look.run(take))?;
+    drop(near);
+    let mut changes = lock(&sampler.changes);
+    changes.read();
+    if seen && changes.found.contains_key(&id) {
+        return Ok(());
+    }
+    Err(Error::os("the programs are attached, but not run", Errno::ENOENT))
 }
 
 /// Octets for the samples of half of the flows, within bounds. The kernel has as many lists of
 /// sockets as CPUs, and where there is no more room it goes through one of them again to find
-/// where it was: with two CPUs, 50,000 flows and room for 6,898 samples that cost a sixth
-/// of all.
+/// where it was. More than the bound would be written to and read from outside of the
+/// processor's caches, which costs as much as that.
 fn room(flows: u32) -> u32 {
-    (flows.min(1 << 20) * 152).next_power_of_two().clamp(256 << 10, 8 << 20)
+    (flows.min(1 << 20) * 152).next_power_of_two().clamp(256 << 10, 4 << 20)
 }
 
 /// The length of the kernel's jiffy, in us.
@@ -153,6 +198,7 @@ fn busy() -> Duration {
 impl Enricher for Sampler {
     fn last_look(&mut self) -> Result<Option<LastLook>> {
         let (changes, bound) = (self.changes.clone(), self.bound.take());
+        let in_full = self.in_full.clone();
         let mut diag = Diag::open()?;
         Ok(Some(Box::new(move |id| {
             if id.protocol() != Protocol::Tcp {
@@ -164,9 +210,10 @@ impl Enricher for Sampler {
                 changes.found.remove(id)
             };
             // The socket knows more, if there is one.
-            let found = look(&mut diag, id, 0).or_else(|| {
+            let in_full = in_full.load(Relaxed);
+            let found = look(&mut diag, id, 0, in_full).or_else(|| {
                 let interface = bound.as_ref()?.lookup(&key(id)?).ok()?;
-                look(&mut diag, id, interface)
+                look(&mut diag, id, interface, in_full)
             });
             found.or(change.map(|(info, _)| info))
         })))
@@ -326,11 +373,12 @@ impl Changes {
 
 /// What sock_diag(7) tells of a flow's socket, if there is a whole one. One that is bound to an
 /// interface is found only by that; the others by any.
-fn look(diag: &mut Diag, id: &FlowId, interface: u32) -> Option<FlowInfo> {
-    let mut found = None;
-    let outcome = diag.look_up(id, NO_COOKIE, interface, u8::MAX, |socket| {
+fn look(diag: &mut Diag, id: &FlowId, interface: u32, in_full: bool) -> Option<FlowInfo> {
+    let (mut found, kinds) = (None, Kinds::new(u8::MAX, in_full));
+    let outcome = diag.look_up(id, NO_COOKIE, interface, kinds.extensions(), |socket| {
         if ![State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
-            found = Some(FlowInfo::new(Timestamp::now(), socket.cookie, socket.attributes()));
+            let (now, cookie, message) = (Timestamp::now(), socket.cookie, socket.message());
+            found = Some(FlowInfo::new(now, cookie, kinds, message, socket.attributes()));
         }
     });
     if let Err(failure) = outcome {

@@ -126,7 +126,7 @@ fn parallel_streams_are_kept_apart() {
 fn samples_are_what_sock_diag_tells() {
     let Some(mut sampler) = sampler("poll") else { return };
     let mut diag = Diag::open().unwrap();
-    let mut look = |id: &FlowId| look(&mut diag, id, 0);
+    let mut look = |id: &FlowId| look(&mut diag, id, 0, true);
     for (address, target) in [("[::1]:0", "::1"), ("127.0.0.1:0", "127.0.0.1")] {
         let (mut near, mut far, id) = connected(address, target);
         for id in [id, back(id)] {
@@ -254,7 +254,7 @@ fn a_socket_that_is_bound_to_an_interface_is_found_at_the_end() {
         connect(near.as_raw_fd(), &SockaddrStorage::from(target)).unwrap();
         let (mut near, mut far) = (TcpStream::from(near), listener.accept().unwrap().0);
         let id = flow(&near);
-        assert!(look(&mut Diag::open().unwrap(), &id, 0).is_none());
+        assert!(look(&mut Diag::open().unwrap(), &id, 0, true).is_none());
         measured(Box::new(sampler), |inlet, queue| {
             send(&mut near, &mut far, 3_000);
             inlet.send_all(vec![event(FlowState::Start, id), event(FlowState::End, id)]).unwrap();

@@ -5,17 +5,20 @@ use std::fs::{self, File};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::time::{clock_gettime, ClockId};
 
-use super::{Change, Connection, Ports, Process, Wanted};
+use super::{Change, Connection, Open, Ports, Process, Wanted};
 use crate::error::{Class, Error, Result};
-use crate::flow::{FlowId, Timestamp};
-use crate::net::sock_diag::Diag;
+use crate::flow::{FlowId, Protocol, Timestamp};
+use crate::net::cgroups::{is_within, Cgroups, Places, DEEPEST};
+use crate::net::sock_diag::{Condition, Diag, Filter, Query, Socket, State, States};
+use crate::rules::Fact;
 use crate::sys::abi::{
-    ConnectionFilter, ConnectionReport, PortRanges, CONNECTION_CLOSED, CONNECTION_ESTABLISHED,
-    CONNECTION_OPENED,
+    ConnectionFilter, ConnectionReport, Group, PortRanges, CONNECTION_CLOSED,
+    CONNECTION_ESTABLISHED, CONNECTION_OPENED,
 };
 use crate::sys::bpf::{
     lacking_capabilities, Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS,
@@ -30,7 +33,10 @@ pub struct Connections {
     reports: RingBuffer<ConnectionReport>,
     lost: PerCpuArray,
     filter: Map<u32, ConnectionFilter>,
+    groups: Arc<Map<u64, Group>>,
     diag: Diag,
+    /// The folder of the control group.
+    cgroup: PathBuf,
 }
 
 impl Connections {
@@ -61,7 +67,8 @@ impl Connections {
         set(&filter, wanted)?;
         let diag = Diag::open()?;
         let link = attach(&object, "connections", cgroup)?;
-        Ok(Connections { _link: link, reports, lost, filter, diag })
+        let (groups, cgroup) = (Arc::new(object.map("groups")?), cgroup.to_owned());
+        Ok(Connections { _link: link, reports, lost, filter, groups, diag, cgroup })
     }
 
     /// Has others be reported from now on. The end of a connection that is no longer
@@ -97,6 +104,71 @@ impl Connections {
     }
 }
 
+/// In which a connection may have more to send.
+const OPEN: &[State] = &[State::SYN_SENT, State::ESTABLISHED, State::CLOSE_WAIT];
+
+impl Connections {
+    /// The connections of the group and of all below it that are open and have such ports: for
+    /// those whose begin may be among the reports that were lost. One dump, which may lack
+    /// some; and the folders of all groups are read.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(&mut self, ports: &Ports) -> Result<Vec<Open>> {
+        let cannot = |what: &str, text: String| Error::new(Class::Os, format!("{what}: {text}"));
+        let watched = fs::metadata(&self.cgroup).map(|folder| folder.ino());
+        let what = || format!("cannot look at the control group {:?}", self.cgroup);
+        let watched = watched.map_err(|error| Error::os(what(), error))?;
+        let mut groups = Cgroups::find()?;
+        let Fact::Known(outer) = groups.path(watched) else {
+            return Err(cannot(&what(), "it is not there".into()));
+        };
+        let outer = outer.to_owned();
+        let conditions = [
+            Condition::LocalPort(*ports.local.start(), *ports.local.end()),
+            Condition::RemotePort(*ports.remote.start(), *ports.remote.end()),
+        ];
+        let filter = Filter::any_of([&conditions[..]]);
+        let mut open = Vec::new();
+        let (protocol, states, filter) = (Protocol::Tcp, States::of(OPEN), filter.as_ref());
+        let query = Query { protocol, family: None, states, extensions: 0, filter };
+        let told = self.diag.dump(&query, |socket| {
+            let path = socket.cgroup().map(|id| groups.path(id));
+            if !matches!(path, Some(Fact::Known(path)) if is_within(path, &outer)) {
+                return;
+            }
+            let Socket { cookie, interface, .. } = *socket;
+            open.extend(socket.flow().ok().map(|flow| Open { flow, cookie, interface }));
+        });
+        // What is not told now is the next time.
+        let _ = told.map_err(|failure| cannot("cannot list connections", failure.text))?;
+        Ok(open)
+    }
+}
+
+impl Connections {
+    /// Where the control groups are of the connections that were reported lately, also of those
+    /// that are gone. 1,024 are remembered, those around them included.
+    pub fn places(&self) -> Places {
+        let groups = self.groups.clone();
+        Box::new(move |id, root| {
+            let (mut names, mut at) = (Vec::new(), id);
+            while at != root {
+                let group = groups.lookup(&at).ok()?;
+                if group.parent == 0 || names.len() >= DEEPEST {
+                    return Some(None);
+                }
+                let name = group.name.as_flattened();
+                let name = name.split(|octet| *octet == 0).next().unwrap_or_default();
+                names.push(String::from_utf8_lossy(name).into_owned());
+                at = group.parent;
+            }
+            let path: String = names.iter().rev().map(|name| format!("/{name}")).collect();
+            Some(Some(if path.is_empty() { "/".into() } else { path }))
+        })
+    }
+}
+
 impl AsFd for Connections {
     /// Readable while there are reports.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -105,8 +177,8 @@ impl AsFd for Connections {
 }
 
 fn set(filter: &Map<u32, ConnectionFilter>, wanted: &Wanted) -> Result<()> {
-    let mut value =
-        ConnectionFilter { no_loopback: wanted.no_loopback.into(), ..Default::default() };
+    let (no_loopback, groups) = (wanted.no_loopback.into(), wanted.groups.into());
+    let mut value = ConnectionFilter { no_loopback, groups, ..Default::default() };
     if wanted.ports.len() <= value.ranges.len() {
         for (to, Ports { local, remote }) in value.ranges.iter_mut().zip(&wanted.ports) {
             *to = PortRanges {
@@ -250,6 +322,32 @@ mod tests {
             assert!(all.iter().all(|one| one.time >= began && one.time <= Timestamp::now()));
         }
         assert_eq!(connections.lost(), 0);
+    }
+
+    #[test]
+    fn what_is_open_is_listed_by_group_and_ports() {
+        if !geteuid().is_root() {
+            println!("SKIP: needs root for bpf(2)");
+            return;
+        }
+        let root = super::super::root().unwrap();
+        let empty = root.join(format!("glowd-test-open-{}", std::process::id()));
+        fs::create_dir(&empty).unwrap();
+        let watched = [&root, &empty].map(|group| Connections::watch(group, &Wanted::default()));
+        let [mut all, mut none] = watched.map(Result::unwrap);
+        let (listener, stream) = talk("127.0.0.1:0");
+        let (server, client) = (listener.local_addr().unwrap(), stream.local_addr().unwrap());
+        let ports = Ports { local: 0..=u16::MAX, remote: server.port()..=server.port() };
+        let listed = [all.open(&ports), none.open(&ports)];
+        drop(none);
+        fs::remove_dir(&empty).unwrap();
+        let [listed, of_the_empty] = listed.map(Result::unwrap);
+        assert_eq!(of_the_empty, []);
+        let [one] = listed[..] else { panic!("{listed:?}") };
+        assert_eq!((one.flow.src(), one.flow.dst()), (client, server));
+        assert!(!all.is_over(&one.flow, one.cookie, one.interface));
+        let reported = reports(&mut all, server.port(), 2);
+        assert!(reported.iter().any(|report| report.cookie == one.cookie));
     }
 
     /// The kernel finds one that is bound to an interface only by that.

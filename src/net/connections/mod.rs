@@ -86,6 +86,17 @@ impl Connection {
     }
 }
 
+/// A connection that is open, by the list of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The flow from here to there.
+    pub flow: FlowId,
+    /// As [`Connection::cookie`].
+    pub cookie: u64,
+    /// As [`Connection::interface`].
+    pub interface: u32,
+}
+
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -112,6 +123,8 @@ pub struct Wanted {
     pub ports: Vec<Ports>,
     /// None from or to loopback addresses.
     pub no_loopback: bool,
+    /// Whether the kernel is to say where their control groups are ([`Connections::places`]).
+    pub groups: bool,
 }
 
 /// The folder of the control group (cgroup v2) that contains all others.

@@ -146,7 +146,7 @@ pub struct Socket<'a> {
     /// Octets received that nobody has read, a FIN counted as one; of one that listens:
     /// connections that wait.
     pub unread: u32,
-    attributes: &'a [u8],
+    payload: &'a [u8],
 }
 
 impl<'a> Socket<'a> {
@@ -168,7 +168,7 @@ impl<'a> Socket<'a> {
             cookie,
             interface: u32_at(fixed, 40)?,
             unread: u32_at(fixed, 56)?,
-            attributes: &payload[FIXED..],
+            payload,
         })
     }
 
@@ -214,13 +214,18 @@ impl<'a> Socket<'a> {
         self.flow().as_ref() == Ok(flow)
     }
 
+    /// What the kernel says of any socket ([`crate::net::tcp_info::DiagMessage`]).
+    pub fn message(&self) -> &'a [u8] {
+        &self.payload[..FIXED]
+    }
+
     /// All that the kernel says of it besides, as attributes (INET_DIAG_*).
     pub fn attributes(&self) -> Attributes<'a> {
-        Attributes(self.attributes)
+        Attributes(&self.payload[FIXED..])
     }
 
     fn find(&self, kind: u16) -> Option<&'a [u8]> {
-        Attributes(self.attributes).find(kind)
+        self.attributes().find(kind)
     }
 }
 

@@ -22,7 +22,8 @@ fn inode(socket: &impl AsFd) -> u64 {
     nix::sys::stat::fstat(socket).unwrap().st_ino
 }
 
-fn query(protocol: Protocol, family: Family, states: States) -> Query<'static> {
+fn query(protocol: Protocol, family: impl Into<Option<Family>>, states: States) -> Query<'static> {
+    let family = family.into();
     let extensions = extension::INFO | extension::CONGESTION;
     Query { protocol, family, states, extensions, filter: None }
 }
@@ -103,6 +104,24 @@ fn connections_are_listed_as_they_are() {
         let [one] = listening.as_slice() else { panic!("{address}: {listening:?}") };
         assert_eq!((one.state, one.inode), (State::LISTEN, inode(&listener)));
         assert_eq!(one.remote.port(), 0);
+    }
+}
+
+/// Of TCP by one list, of UDP by two.
+#[test]
+fn both_families_are_listed_together() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (near, _far, _listener) = connected(address);
+        let port = near.local_addr().unwrap().port();
+        let seen = dump(&query(Protocol::Tcp, None, States::OPEN), port);
+        let [one] = seen.as_slice() else { panic!("{address}: {seen:?}") };
+        assert_eq!((one.local, one.inode), (near.local_addr().unwrap(), inode(&near)));
+        assert!(one.info.is_some() && one.congestion.is_some());
+
+        let socket = UdpSocket::bind(address).unwrap();
+        let local = socket.local_addr().unwrap();
+        let seen = dump(&query(Protocol::Udp, None, States::ALL), local.port());
+        assert!(seen.iter().any(|one| (one.local, one.inode) == (local, inode(&socket))));
     }
 }
 
@@ -211,6 +230,7 @@ fn the_control_group_is_told() {
         }
     });
     assert_eq!(coverage, Ok(Coverage::Whole));
+    assert!(Diag::open().unwrap().tells_cgroups());
     assert_eq!(groups.len(), 2);
     assert!(groups.iter().all(Option::is_some), "{groups:?}");
 }
@@ -292,6 +312,7 @@ fn no_length_is_trusted() {
         assert_eq!(cut.is_some(), length >= 72);
         if let Some(socket) = cut {
             let _ = (socket.cgroup(), socket.tcp_info(), socket.congestion(), socket.only_ipv6());
+            assert_eq!(socket.message().len(), 72);
         }
     }
     reply[0] = 1;

@@ -21,7 +21,7 @@ use log::{info, warn};
 pub use crate::net::http::Settings;
 
 use super::{Plugin, Spec};
-use crate::config::{Key, Kind, Section};
+use crate::config::{Key, Section};
 use crate::dispatcher::Inlet;
 use crate::error::Result;
 use crate::net::http;
@@ -34,27 +34,14 @@ pub(super) static SPEC: Spec = Spec {
     aliases: &[],
     summary: "takes flow events over HTTP and tells which flows are open",
     keys: &[
-        Key {
-            name: "bindAddress",
-            aliases: &[],
-            kind: Kind::Address,
-            default: "\"127.0.0.1\"",
-            live: false,
-            doc: "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can \
-                  reach the address can open, close and read flows, so anything but a loopback \
-                  address earns a warning at start. On a loopback address \
-                  requests have to name the host by an IP address or as localhost, and get 403 \
-                  otherwise; on any other address the Host is not checked.",
-        },
-        Key {
-            name: "bindPort",
-            aliases: &[],
-            kind: Kind::Int { min: 0, max: 65535 },
-            default: "7777",
-            live: false,
-            doc: "TCP port to listen on. With 0 the system chooses a free one, which the log \
-                  tells at level info; that is useful for tests.",
-        },
+        Key::bind_address(
+            "Address to listen on, IPv4 or IPv6. Nobody has to authenticate: whoever can reach the \
+             address can open, close and read flows, so anything but a loopback address earns a \
+             warning at start. On a loopback address requests have to name the host by an \
+             IP address or as localhost, and get 403 otherwise; on any other address the \
+             Host is not checked.",
+        ),
+        Key::port("bindPort", &[], "7777"),
     ],
     check: no_rules,
     build,

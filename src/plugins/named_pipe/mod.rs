@@ -58,7 +58,7 @@ use crate::config::{Key, Kind, Section};
 use crate::dispatcher::Inlet;
 use crate::error::{At, Class, Error, Result};
 use crate::log::limit::Limit;
-use crate::part::Context;
+use crate::part::{Context, Trial};
 use crate::registry::Names;
 use crate::run_dir::RunDir;
 use crate::shutdown::Stop;
@@ -422,6 +422,10 @@ impl NamedPipe {
 impl Plugin for NamedPipe {
     fn live(&self) -> Option<Live> {
         Some(self.live.clone())
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        Some(Box::new(|section| access(section).map(drop)))
     }
 
     fn run(mut self: Box<Self>, out: Inlet, stop: Stop) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::net::ports::PortRange;
 use crate::net::prefix::Prefix;
 use crate::net::sock_diag::{Condition, Filter};
 use crate::registry::{Names, Registry};
-use crate::rules::{self, Rule, Rules, Subject, Verdict};
+use crate::rules::{self, Need, Rule, Rules, Subject, Verdict};
 
 /// Networks that are not reached through the internet: this host, links, private use,
 /// and addresses that several may share (RFC 1122, 1918, 3927, 4193, 4291, 6598).
@@ -108,6 +108,11 @@ impl Choice {
         }
     }
 
+    /// Warns of control groups that rules name and that are not there.
+    pub(super) fn warn_of_missing_groups(&self) {
+        self.rules.warn_of_missing_groups(&format!("{}.rules", self.section.path()));
+    }
+
     /// The same by the names of now, if they are others.
     pub(super) fn reread(&self, names: &Names) -> Option<Result<Self, Vec<String>>> {
         let is_new = !Arc::ptr_eq(&self.registry, &names.get());
@@ -160,7 +165,8 @@ impl Choice {
             // None, which an empty list does not say: no connection has such ports.
             ports.push(Ports { local: 0..=0, remote: 0..=0 });
         }
-        Wanted { ports, no_loopback: !self.include_private }
+        let groups = self.rules.may_need(Need::Cgroup);
+        Wanted { ports, no_loopback: !self.include_private, groups }
     }
 
     /// What the kernel can leave out: it may list more than what matches, never less.

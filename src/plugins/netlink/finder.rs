@@ -18,7 +18,8 @@ use crate::config::Section;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::{Error, Result};
 use crate::flow::{FlowId, Timestamp};
-use crate::part::Context;
+use crate::log::limit::Limit;
+use crate::part::{Context, Trial};
 use crate::plugins::Plugin;
 use crate::registry::Names;
 use crate::shutdown::Stop;
@@ -34,6 +35,9 @@ struct Finder {
     scanner: Scanner,
     connections: Connections,
     reports: Option<Reports>,
+    /// The next look may find connections that were there long before it: the rules are new, or
+    /// there was no room for some.
+    is_late: bool,
     live: Live,
     figures: Arc<Mutex<Figures>>,
 }
@@ -50,11 +54,15 @@ struct Figures {
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plugin>> {
     let names = context.names.clone();
-    let (choice, scanner) = prepare(section, &names)?;
+    let (choice, mut scanner) = prepare(section, &names)?;
+    choice.warn_of_missing_groups();
     if choice.rules.0.is_empty() {
         warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
     }
     let reports = Reports::open(section, &choice)?;
+    if let Some(reports) = &reports {
+        scanner.ask(reports.places());
+    }
     let most = context.max_flows as usize;
     Ok(Box::new(Finder {
         names,
@@ -62,6 +70,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plug
         scanner,
         connections: Connections::new(most),
         reports,
+        is_late: true,
         live: Live::new()?,
         figures: Arc::default(),
     }))
@@ -78,12 +87,17 @@ impl Finder {
     /// Takes what the configuration says now, or leaves all as it is.
     fn obey(&mut self, section: &Section) {
         match prepare(section, &self.names) {
-            Ok((choice, scanner)) => {
-                if let Some(Err(problem)) = self.reports.as_ref().map(|one| one.obey(&choice)) {
-                    warn!("{NAME}: some connections are not found at once any more: {problem}");
+            Ok((choice, mut scanner)) => {
+                choice.warn_of_missing_groups();
+                if let Some(reports) = &self.reports {
+                    if let Err(problem) = reports.obey(&choice) {
+                        warn!("{NAME}: some connections are not found at once any more: {problem}");
+                    }
+                    scanner.ask(reports.places());
                 }
                 (self.choice, self.scanner) = (choice, scanner);
                 self.connections.forget_judgements();
+                self.is_late = true;
             }
             Err(problem) => error!("{NAME}: {problem}; all stays as it was"),
         }
@@ -96,6 +110,7 @@ impl Finder {
             Some(Ok(choice)) => {
                 self.choice = choice;
                 self.connections.forget_judgements();
+                self.is_late = true;
             }
             Some(Err(problems)) => {
                 self.choice.stay(&self.names);
@@ -113,15 +128,28 @@ impl Finder {
         let untold = self.connections.untold();
         let told = self.tell(out, &untold);
         let (known, tagged) = self.connections.count();
+        self.say_what_is_undated();
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        if figures.looks == 0 && tagged > 0 {
-            info!(
-                "{NAME}: found {tagged} connections that were open already; their flows begin now"
-            );
-        }
         let (looks, waiting) = (figures.looks + 1, self.connections.waiting);
         *figures = Figures { looks, known, tagged, waiting, last: begin.elapsed() };
         told
+    }
+
+    /// Says of how many flows the start is too late.
+    fn say_what_is_undated(&mut self) {
+        static LIMIT: Limit = Limit::new();
+        let undated = &mut self.connections.undated;
+        // Where looks are all there is, they find each connection, and most of them no older
+        // than the last look: not worth a line each time.
+        if self.reports.is_none() && !self.is_late {
+            *undated = 0;
+        } else if *undated > 0 && LIMIT.pass().is_some() {
+            info!(
+                "{NAME}: found {undated} connections that were open already; their flows begin now"
+            );
+            *undated = 0;
+        }
+        self.is_late = self.connections.waiting > 0;
     }
 
     fn tell(
@@ -216,5 +244,10 @@ impl Plugin for Finder {
 
     fn live(&self) -> Option<Live> {
         Some(self.live.clone())
+    }
+
+    fn trial(&self) -> Option<Trial> {
+        let names = self.names.clone();
+        Some(Box::new(move |section| prepare(section, &names.quiet()).map(drop)))
     }
 }

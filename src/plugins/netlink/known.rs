@@ -6,12 +6,12 @@
 //! gone. Connections may be reported between two rounds as well; the next one confirms
 //! them.
 
-use std::collections::HashMap;
 use std::mem::take;
 
 use super::choice::Connection;
 use crate::dispatcher::{Inlet, Refused};
 use crate::flow::{FlowEvent, FlowId, FlowState, Tag, Timestamp};
+use crate::flow_map::FlowMap;
 
 /// How many starts are sent at once.
 const BATCH: usize = 512;
@@ -31,7 +31,7 @@ struct Known {
     /// What the dispatcher was told: a start with that tag, and no end.
     told: Option<Tag>,
     /// The last round in which it was seen.
-    round: u8,
+    round: u32,
     /// By which rules it was judged.
     epoch: u8,
     /// How often it is still to be judged again.
@@ -53,15 +53,28 @@ pub(super) enum Finding {
     Undecided,
 }
 
+/// How many of them are like that. To go through all of them takes a millisecond, and nothing
+/// is different in most rounds.
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    /// Seen in this round.
+    seen: usize,
+    /// Of which the dispatcher was told.
+    told: usize,
+    /// Of which the dispatcher does not know what the rules say.
+    untold: usize,
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Connections {
-    all: HashMap<FlowId, Known>,
+    all: FlowMap<Known>,
+    counts: Counts,
     /// Those seen in this round that have to be judged.
     news: Vec<Connection>,
     /// Those that are over, whose end was not told yet.
     over: Vec<(FlowId, Tag, Option<Timestamp>)>,
-    round: u8,
+    round: u32,
     epoch: u8,
     /// How many starts are sent next.
     batch: usize,
@@ -69,13 +82,17 @@ pub(super) struct Connections {
     pub(super) waiting: usize,
     /// How many connections without a tag are remembered at the most.
     most: usize,
+    /// How many flows began when they were told, since nobody knows when their connections
+    /// did. Whoever says so sets it back.
+    pub(super) undated: usize,
 }
 
 impl Connections {
     /// None yet. Up to `most` will be remembered.
     pub(super) fn new(most: usize) -> Self {
         Connections {
-            all: HashMap::new(),
+            all: FlowMap::default(),
+            counts: Counts::default(),
             news: Vec::new(),
             over: Vec::new(),
             round: 0,
@@ -83,12 +100,13 @@ impl Connections {
             batch: BATCH,
             waiting: 0,
             most,
+            undated: 0,
         }
     }
 
     /// How many are known, and how many of them have a tag that was told.
     pub(super) fn count(&self) -> (usize, usize) {
-        (self.all.len(), self.all.values().filter(|known| known.told.is_some()).count())
+        (self.all.len(), self.counts.told)
     }
 
     /// All of them are to be judged again.
@@ -96,24 +114,35 @@ impl Connections {
         self.epoch = self.epoch.wrapping_add(1);
     }
 
+    /// What the rules say of a connection.
+    #[cfg(all(test, feature = "ebpf"))]
+    pub(super) fn tag(&self, id: &FlowId) -> Option<Tag> {
+        self.all.get(id)?.tag
+    }
+
     /// Begins a round.
     pub(super) fn begin_round(&mut self) {
         self.round = self.round.wrapping_add(1);
+        self.counts.seen = 0;
         self.news.clear();
     }
 
-    /// The connection is there.
-    pub(super) fn see(&mut self, connection: &Connection) {
-        if let Some(known) = self.all.get_mut(&connection.id) {
-            if known.cookie == connection.cookie {
-                known.round = self.round;
-                known.interface = connection.interface;
-                if known.epoch == self.epoch && known.retries == 0 {
-                    return;
+    /// The connections are there. Nothing else is done in this loop, so that the processor gets
+    /// the next ones from memory meanwhile.
+    pub(super) fn see(&mut self, there: &[Connection]) {
+        for connection in there {
+            if let Some(known) = self.all.get_mut(&connection.id) {
+                if known.cookie == connection.cookie {
+                    self.counts.seen += usize::from(known.round != self.round);
+                    known.round = self.round;
+                    known.interface = connection.interface;
+                    if known.epoch == self.epoch && known.retries == 0 {
+                        continue;
+                    }
                 }
             }
+            self.news.push(*connection);
         }
-        self.news.push(*connection);
     }
 
     /// Those that were seen in this round and have to be judged.
@@ -180,7 +209,7 @@ impl Connections {
         }
         let mut told = None;
         let mut retries = RETRIES;
-        if let Some(known) = self.all.remove(&id) {
+        if let Some(known) = self.remove(&id) {
             if known.cookie == connection.cookie && (tag.is_some() || known.told.is_none()) {
                 told = known.told;
                 if known.epoch == self.epoch {
@@ -201,20 +230,40 @@ impl Connections {
             }
             let Connections { round, epoch, .. } = *self;
             let Connection { cookie, interface, .. } = *connection;
-            self.all.insert(id, Known { cookie, interface, tag, told, round, epoch, retries });
+            let known = Known { cookie, interface, tag, told, round, epoch, retries };
+            self.counts.seen += 1;
+            self.counts.told += usize::from(told.is_some());
+            self.counts.untold += usize::from(tag != told);
+            self.all.insert(id, known);
         }
+    }
+
+    fn remove(&mut self, id: &FlowId) -> Option<Known> {
+        let known = self.all.remove(id)?;
+        self.counts.seen -= usize::from(known.round == self.round);
+        self.counts.told -= usize::from(known.told.is_some());
+        self.counts.untold -= usize::from(known.tag != known.told);
+        Some(known)
     }
 
     /// Those that were not seen in this round although they are known, with their
     /// cookies and interfaces. Those without a tag are forgotten.
     pub(super) fn unseen(&mut self) -> Vec<(FlowId, u64, u32)> {
-        let (round, mut unseen) = (self.round, Vec::new());
-        self.all.retain(|id, known| {
-            let keep = known.round == round || known.told.is_some();
-            if keep && known.round != round {
-                unseen.push((*id, known.cookie, known.interface));
+        let mut unseen = Vec::new();
+        if self.counts.seen == self.all.len() {
+            return unseen;
+        }
+        let Connections { all, counts, round, .. } = self;
+        all.retain(|id, known| {
+            if known.round == *round {
+                return true;
             }
-            keep
+            if known.told.is_none() {
+                counts.untold -= usize::from(known.tag.is_some());
+                return false;
+            }
+            unseen.push((*id, known.cookie, known.interface));
+            true
         });
         unseen
     }
@@ -222,7 +271,7 @@ impl Connections {
     /// The connection is over, since then if that is known.
     pub(super) fn gone(&mut self, id: &FlowId, cookie: u64, since: Option<Timestamp>) {
         if self.all.get(id).is_some_and(|known| known.cookie == cookie) {
-            if let Some(tag) = self.all.remove(id).and_then(|known| known.told) {
+            if let Some(tag) = self.remove(id).and_then(|known| known.told) {
                 self.over.push((*id, tag, since));
             }
         }
@@ -237,6 +286,9 @@ impl Connections {
 
     /// Those of which the dispatcher does not know what the rules say.
     pub(super) fn untold(&self) -> Vec<(FlowId, Option<Timestamp>)> {
+        if self.counts.untold == 0 {
+            return Vec::new();
+        }
         let untold = self.all.iter().filter(|(_, known)| known.tag != known.told);
         untold.map(|(id, _)| (*id, None)).collect()
     }
@@ -261,8 +313,14 @@ impl Connections {
             };
             match out.send_all(now.iter().filter_map(start).collect()) {
                 Ok(()) => {
-                    for (id, _) in now {
+                    for (id, time) in now {
                         if let Some(known) = self.all.get_mut(id) {
+                            // One with another tag begins now indeed.
+                            let opens = known.told.is_none() && known.tag.is_some();
+                            self.undated += usize::from(opens && time.is_none());
+                            self.counts.told += usize::from(known.tag.is_some());
+                            self.counts.told -= usize::from(known.told.is_some());
+                            self.counts.untold -= usize::from(known.tag != known.told);
                             known.told = known.tag;
                         }
                     }

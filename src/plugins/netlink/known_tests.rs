@@ -48,7 +48,7 @@ impl Rig {
     ) -> usize {
         let connections = &mut self.connections;
         connections.begin_round();
-        there.iter().for_each(|connection| connections.see(connection));
+        connections.see(there);
         let mut judged = 0;
         let mut judge_all = |connections: &mut Connections| {
             for new in connections.news() {
@@ -59,13 +59,21 @@ impl Rig {
         judge_all(connections);
         for (id, cookie, _) in connections.unseen() {
             match hidden.iter().find(|hidden| (hidden.id, hidden.cookie) == (id, cookie)) {
-                Some(connection) => connections.see(connection),
+                Some(connection) => connections.see(&[*connection]),
                 None => connections.gone(&id, cookie, None),
             }
         }
         judge_all(connections);
         let untold = connections.untold();
         let _ = connections.tell(&self.out, &untold);
+        let count = |is_it: fn(&&Known) -> bool| connections.all.values().filter(is_it).count();
+        let round = connections.round;
+        let counts = Counts {
+            seen: connections.all.values().filter(|known| known.round == round).count(),
+            told: count(|known| known.told.is_some()),
+            untold: count(|known| known.told != known.tag),
+        };
+        assert_eq!(connections.counts, counts);
         judged
     }
 

@@ -13,6 +13,7 @@ use crate::config::Section;
 use crate::dispatcher::{Inlet, Refused};
 use crate::error::Result;
 use crate::flow::{FlowId, Timestamp};
+use crate::net::cgroups::Places;
 use crate::net::connections::{self, Change};
 use crate::warn_limited;
 
@@ -47,6 +48,11 @@ impl Reports {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Where the control groups are of what was reported.
+    pub(super) fn places(&self) -> Places {
+        self.watch.places()
     }
 
     /// Works by another choice from now on.

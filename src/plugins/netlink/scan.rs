@@ -1,10 +1,11 @@
-//! A look at all sockets (sock_diag(7)): one dump per protocol and family, whatever
-//! the number of connections. Runs on the plugin's thread; owns its netlink socket, and what
+//! A look at all sockets (sock_diag(7)): one dump per protocol, whatever the
+//! number of connections. Runs on the plugin's thread; owns its netlink socket, and what
 //! it takes to find the facts that rules need.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
+use log::warn;
 use nix::errno::Errno;
 
 use super::choice::{Choice, Connection};
@@ -13,9 +14,9 @@ use super::NAME;
 use crate::error::Result;
 use crate::flow::Protocol;
 use crate::net::addresses::Local;
-use crate::net::cgroups::Cgroups;
+use crate::net::cgroups::{Cgroups, Places};
 use crate::net::processes::Processes;
-use crate::net::sock_diag::{Diag, Family, Filter, Query, Socket, State, States};
+use crate::net::sock_diag::{Diag, Filter, Query, Socket, State, States};
 use crate::rules::{Fact, Need, Subject, Verdict};
 use crate::warn_limited;
 
@@ -45,10 +46,20 @@ pub(super) struct Scanner {
 #[derive(Debug)]
 struct Facts {
     local: Local,
+    /// Whether it is looked at all, not at what is reported.
+    looks: bool,
     cgroups: Option<Cgroups>,
     processes: Option<Processes>,
-    /// Of this round: the names of the processes that have a socket, by its inode.
-    commands: HashMap<u32, Vec<Box<str>>>,
+    /// Of this round: who has a socket, by its inode.
+    holders: HashMap<u32, Holders>,
+}
+
+/// The processes that have a socket.
+#[derive(Debug, Default)]
+struct Holders {
+    commands: Vec<Box<str>>,
+    /// The control group of one of them.
+    cgroup: Option<u64>,
 }
 
 impl Scanner {
@@ -58,31 +69,30 @@ impl Scanner {
     /// The system refuses, or does not know facts that the rules need.
     pub(super) fn open(choice: &Choice) -> Result<Self> {
         let needed = |need| choice.rules.may_need(need);
-        let facts = Facts {
+        let mut facts = Facts {
             local: Local::default(),
+            looks: true,
             cgroups: needed(Need::Cgroup).then(Cgroups::find).transpose()?,
             processes: needed(Need::Command).then(Processes::open).transpose()?,
-            commands: HashMap::new(),
+            holders: HashMap::new(),
         };
-        Ok(Scanner {
-            diag: Diag::open()?,
-            filter: choice.filter(),
-            facts,
-            next_read: Instant::now(),
-        })
+        let mut diag = Diag::open()?;
+        if facts.cgroups.is_some() && facts.processes.is_none() && !diag.tells_cgroups() {
+            facts.find_cgroups_by_process(choice);
+        }
+        Ok(Scanner { diag, filter: choice.filter(), facts, next_read: Instant::now() })
     }
 
     /// A round: looks at all connections, and judges those that are new.
     pub(super) fn look(&mut self, choice: &Choice, connections: &mut Connections) {
         connections.begin_round();
+        self.facts.looks = true;
         if let Some(cgroups) = &mut self.facts.cgroups {
             cgroups.begin_round();
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             if choice.wants(protocol) {
-                Family::ALL.into_iter().for_each(|family| {
-                    self.dump(protocol, family, connections);
-                });
+                self.dump(protocol, connections);
             }
         }
         self.judge_all(choice, connections);
@@ -96,7 +106,7 @@ impl Scanner {
             let is_there =
                 self.diag.look_up(&id, cookie, interface, 0, |socket| found = connection(socket));
             match (is_there, found) {
-                (Ok(_), Some(connection)) => connections.see(&connection),
+                (Ok(_), Some(connection)) => connections.see(&[connection]),
                 (Ok(_), None) => connections.gone(&id, cookie, None),
                 // Then it cannot be said.
                 (Err(failure), _) => {
@@ -110,18 +120,17 @@ impl Scanner {
         connections.give_memory_back();
     }
 
-    fn dump(&mut self, protocol: Protocol, family: Family, connections: &mut Connections) {
+    fn dump(&mut self, protocol: Protocol, connections: &mut Connections) {
         let states = match protocol {
             Protocol::Tcp => States::of(OPEN),
             Protocol::Udp => States::of(&[State::ESTABLISHED]),
         };
         loop {
             let filter = self.filter.as_ref();
-            let query = Query { protocol, family, states, extensions: 0, filter };
-            let outcome = self.diag.dump(&query, |socket| {
-                if let Some(connection) = connection(socket) {
-                    connections.see(&connection);
-                }
+            let query = Query { protocol, family: None, states, extensions: 0, filter };
+            let outcome = self.diag.dump_some(&query, |sockets| {
+                let there: Vec<Connection> = sockets.iter().filter_map(connection).collect();
+                connections.see(&there);
             });
             match outcome {
                 // What was not told is asked for by name.
@@ -145,7 +154,7 @@ impl Scanner {
         for new in news {
             match self.facts.judge(choice, &new, Fact::Open) {
                 Ok(finding) => connections.judged(&new, finding),
-                Err(Need::Command) if new.inode != 0 => nameless.push(new),
+                Err(Need::Command | Need::Cgroup) if new.inode != 0 => nameless.push(new),
                 // Nobody has it yet.
                 Err(_) => connections.judged(&new, Finding::Undecided),
             }
@@ -153,16 +162,14 @@ impl Scanner {
         if nameless.is_empty() {
             return;
         }
-        if !self.facts.find_commands(&nameless) {
+        if !self.facts.find_holders(&nameless) {
             nameless.iter().for_each(|new| connections.judged(new, Finding::Undecided));
             return;
         }
         for new in nameless {
-            let commands = self.facts.commands.remove(&new.inode);
-            let found = commands.is_some();
-            let commands = commands.unwrap_or_default();
-            let fact = if found { Fact::Known(&commands[..]) } else { Fact::Unknown };
-            let finding = match self.facts.judge(choice, &new, fact) {
+            let holders = self.facts.holders.remove(&new.inode);
+            let found = holders.is_some();
+            let finding = match self.facts.judge(choice, &new, Fact::found(holders.as_ref())) {
                 Ok(Finding::Nothing | Finding::RememberNothing) if !found => Finding::NothingYet,
                 Ok(Finding::Nothing) => Finding::RememberNothing,
                 Ok(finding) => finding,
@@ -172,10 +179,19 @@ impl Scanner {
         }
     }
 
-    /// Reports follow. To read the folders of all control groups is dear, and whoever may
-    /// connect decides how often there is one that is new: it is done once in a period, and
-    /// others wait for the next look.
+    /// Asks there first where control groups are.
+    pub(super) fn ask(&mut self, places: Places) {
+        if let Some(cgroups) = &mut self.facts.cgroups {
+            cgroups.ask(places);
+        }
+    }
+
+    /// Reports follow. Where their control groups are the kernel has told; should it not have,
+    /// the folders of all groups are read. That is dear, and whoever may connect decides how
+    /// often there is one that is new: it is done once in a period, and others wait for the next
+    /// look.
     pub(super) fn begin_reports(&mut self, choice: &Choice) {
+        self.facts.looks = false;
         let now = Instant::now();
         if now >= self.next_read {
             self.next_read = now + choice.period;
@@ -187,8 +203,8 @@ impl Scanner {
 
     /// Judges a connection that was reported, as far as that can be done at once.
     pub(super) fn judge(&mut self, choice: &Choice, new: &Connection, command: &str) -> Finding {
-        let commands = [command.into()];
-        let fact = if command.is_empty() { Fact::Open } else { Fact::Known(&commands[..]) };
+        let holders = Holders { commands: vec![command.into()], cgroup: None };
+        let fact = if command.is_empty() { Fact::Open } else { Fact::Known(&holders) };
         self.facts.judge(choice, new, fact).unwrap_or(Finding::Undecided)
     }
 }
@@ -199,9 +215,15 @@ impl Facts {
         &mut self,
         choice: &Choice,
         connection: &Connection,
-        command: Fact<&[Box<str>]>,
+        holders: Fact<&Holders>,
     ) -> std::result::Result<Finding, Need> {
-        let Facts { local, cgroups, .. } = self;
+        let Facts { local, cgroups, processes, looks, .. } = self;
+        let (command, group) = match holders {
+            Fact::Open => (Fact::Open, None),
+            Fact::Unknown => (Fact::Unknown, None),
+            Fact::Known(holders) => (Fact::Known(&holders.commands[..]), holders.cgroup),
+        };
+        let group = connection.cgroup.or(group);
         let mut subject = Subject {
             protocol: connection.id.protocol(),
             local: connection.id.src(),
@@ -213,12 +235,13 @@ impl Facts {
         let mut verdict = choice.judge(&subject, local);
         let (mut costly, mut is_told) = (false, true);
         if verdict == Verdict::Depends(Need::Cgroup) {
-            is_told = connection.cgroup.is_some();
+            is_told = group.is_some();
+            let may_be_found = matches!(holders, Fact::Open) && processes.is_some();
             // A socket that nobody has may not have got its group yet.
-            if !is_told && connection.inode == 0 {
+            if !is_told && (connection.inode == 0 || may_be_found) {
                 return Err(Need::Cgroup);
             }
-            if !is_told {
+            if !is_told && processes.is_none() {
                 // No reason to leave the rules behind it out.
                 warn_limited!(
                     "{NAME}: the kernel does not tell the control groups of sockets (5.8 does), \
@@ -226,8 +249,14 @@ impl Facts {
                 );
             }
             costly = true;
-            let path = connection.cgroup.and_then(|id| cgroups.as_mut()?.path(id));
-            subject.cgroup = Fact::found(path);
+            let path = cgroups.as_mut().zip(group);
+            subject.cgroup = match path.map_or(Fact::Unknown, |(groups, id)| groups.path(id)) {
+                // Its group may have been made a moment ago.
+                Fact::Open if !*looks => return Err(Need::Cgroup),
+                // The sockets were listed before the folders were read.
+                Fact::Open => Fact::Unknown,
+                found => found,
+            };
             verdict = choice.judge(&subject, local);
         }
         match verdict {
@@ -240,19 +269,39 @@ impl Facts {
         }
     }
 
+    /// Where the kernel does not tell the group of a socket, that of a process that has it is
+    /// the nearest to it.
+    fn find_cgroups_by_process(&mut self, choice: &Choice) {
+        match Processes::open() {
+            Ok(processes) => self.processes = Some(processes),
+            Err(error) => {
+                for (index, rule) in choice.rules.0.iter().enumerate() {
+                    if rule.cgroup.is_some() {
+                        warn!(
+                            "{NAME}.rules[{index}].cgroup: holds for no connection that is not \
+                             found at once (immediate), since the kernel does not tell the \
+                             control groups of sockets (5.8 does), and {error}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     /// Finds out which processes have these sockets; false: that cannot be said now.
-    fn find_commands(&mut self, nameless: &[Connection]) -> bool {
-        let Facts { processes, commands, .. } = self;
-        commands.clear();
+    fn find_holders(&mut self, nameless: &[Connection]) -> bool {
+        let Facts { processes, holders, .. } = self;
+        holders.clear();
         let wanted: std::collections::HashSet<u32> =
             nameless.iter().map(|connection| connection.inode).collect();
         let Some(processes) = processes else { return true };
         let outcome = processes.each(|holder| {
             if wanted.contains(&holder.inode) {
                 let name = String::from_utf8_lossy(holder.command);
-                let names = commands.entry(holder.inode).or_default();
-                if !names.iter().any(|known| **known == *name) {
-                    names.push(name.into());
+                let found = holders.entry(holder.inode).or_default();
+                found.cgroup = Some(holder.cgroup);
+                if !found.commands.iter().any(|known| **known == *name) {
+                    found.commands.push(name.into());
                 }
             }
         });
@@ -294,8 +343,8 @@ mod tests {
         let grouped = Rule { cgroup: Some("/a".into()), ..Rule::of_all(tags[0]) };
         let ends = ["[2001:db8::1]:5", "[2001:db8::2]:6"].map(|end| end.parse().unwrap());
         let id = FlowId::new(Protocol::Tcp, ends[0], ends[1]).unwrap();
-        let (local, commands) = (Local::default(), HashMap::new());
-        let mut facts = Facts { local, cgroups: None, processes: None, commands };
+        let (local, holders) = (Local::default(), HashMap::new());
+        let mut facts = Facts { local, looks: true, cgroups: None, processes: None, holders };
         let mut judge = |rules: Vec<Rule>, inode| {
             let choice = Choice::of_rules(Rules(rules));
             let one = Connection { id, cookie: 1, inode, interface: 0, uid: Some(0), cgroup: None };
@@ -305,5 +354,44 @@ mod tests {
         assert_eq!(judge(both(), 7), Ok(Finding::Tag(tags[1])));
         assert_eq!(judge(vec![grouped.clone()], 7), Ok(Finding::NothingYet));
         assert_eq!(judge(both(), 0), Err(Need::Cgroup), "it may get one");
+    }
+
+    #[cfg(feature = "ebpf")]
+    #[test]
+    fn a_group_that_the_kernel_does_not_tell_is_that_of_a_process() {
+        use crate::net::sock_diag::NO_COOKIE;
+        use crate::sys::bpf::lacking_capabilities;
+        use std::net::{TcpListener, TcpStream};
+
+        if let Some(lacking) = lacking_capabilities() {
+            println!("SKIP: needs root for bpf(2): {lacking}");
+            return;
+        }
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let Some(own) = groups.lines().find_map(|line| line.strip_prefix("0::")) else {
+            println!("SKIP: there are no control groups of version 2");
+            return;
+        };
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, remote) = (near.local_addr().unwrap(), near.peer_addr().unwrap());
+        let id = FlowId::new(Protocol::Tcp, local, remote).unwrap();
+        for (group, activity) in [(own.trim_end_matches('/'), 1), ("/none/such", 2)] {
+            let tags = [1, 2].map(|activity| Tag::new(2, activity).unwrap());
+            let grouped = Rule { cgroup: Some(group.into()), ..Rule::of_all(tags[0]) };
+            let choice = Choice::of_rules(Rules(vec![grouped, Rule::of_all(tags[1])]));
+            let mut scanner = Scanner::open(&choice).unwrap();
+            assert!(scanner.diag.tells_cgroups() && scanner.facts.processes.is_none());
+            scanner.facts.find_cgroups_by_process(&choice);
+            let mut seen = None;
+            let query = scanner.diag.look_up(&id, NO_COOKIE, 0, 0, |it| seen = connection(it));
+            assert_eq!(query, Ok(true));
+            let mut connections = Connections::new(10);
+            connections.begin_round();
+            connections.see(&[Connection { cgroup: None, ..seen.unwrap() }]);
+            scanner.judge_all(&choice, &mut connections);
+            let tag = connections.tag(&id);
+            assert_eq!(tag.map(Tag::activity), Some(activity), "{group}");
+        }
     }
 }
