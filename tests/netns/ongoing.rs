@@ -21,7 +21,7 @@ fn datagrams_are_told_of_while_their_flow_goes_on() {
         json!({
             "plugins": { "namedPipe": {} },
             "backends": {
-                "marker": { "targetInterfaces": [DEVICE], "countReceived": true },
+                "marker": { "targetInterfaces": [DEVICE] },
                 "firefly": {
                     "sendToDestination": false, "ongoingPeriod": 200,
                     "collectors": [sink.local_addr().expect("its address").to_string()],

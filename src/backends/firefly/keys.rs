@@ -101,8 +101,7 @@ pub(super) const KEYS: &[Key] = &[
         default: "0",
         live: true,
         doc: "How often a flow that goes on gets a firefly that says so, in ms since its start, \
-              with what is known by then of what it has carried: by an enricher, or the marker's \
-              countReceived. All open flows get them, measured or not, and 10,000 a second in \
+              with what is known by then of what it has carried, by an enricher or the marker. All open flows get them, measured or not, and 10,000 a second in \
               all; where more are due each gets them less often. With 0 there are none.",
     },
     Key {
