@@ -269,7 +269,8 @@ impl FlowTable {
         }
         match event.state {
             FlowState::Start | FlowState::Ongoing => {
-                let start = event.time.unwrap_or(now);
+                // By a clock that is ahead; its end would be before it.
+                let start = event.time.unwrap_or(now).min(now);
                 let FlowEvent { tag, application, usage, .. } = event;
                 let usage = usage.map(|usage| *usage);
                 let mut new = Stored {

@@ -413,6 +413,20 @@ fn what_was_told_counts_until_something_newer_is_known_or_with_the_end() {
     }
 }
 
+/// Whose clock is ahead when it tells of the start may have it set right before the end.
+#[test]
+fn a_start_in_the_future_is_one_of_now() {
+    const HEARD: (&str, Authority) = ("firefly", Authority::Heard);
+    let mut table = table();
+    let start = FlowEvent { time: Some(Timestamp(90)), ..event(FlowState::Start, 7, 16) };
+    let Change::Opened(flow) = table.apply(start, HEARD, Timestamp(10)) else {
+        panic!("not opened");
+    };
+    assert_eq!(flow.start, Timestamp(10));
+    let end = FlowEvent { time: Some(Timestamp(20)), ..event(FlowState::End, 7, 16) };
+    assert!(matches!(table.apply(end, HEARD, Timestamp(20)), Change::Closed(_)));
+}
+
 /// Packets that were counted since are newer, too.
 #[test]
 fn what_was_told_gives_way_to_packets_that_were_counted_since() {

@@ -1,7 +1,6 @@
 //! What tests of enrichers share: real connections, and a dispatcher between an enricher
 //! and who reads its samples.
 
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,11 +40,6 @@ pub(super) fn flow(stream: &TcpStream) -> FlowId {
 /// The flow of the other end.
 pub(super) fn back(id: FlowId) -> FlowId {
     FlowId::new(Protocol::Tcp, id.dst(), id.src()).unwrap()
-}
-
-pub(super) fn send(from: &mut TcpStream, to: &mut TcpStream, size: usize) {
-    from.write_all(&vec![1; size]).unwrap();
-    to.read_exact(&mut vec![0; size]).unwrap();
 }
 
 /// The enricher at work, and a backend's queue, while `talk` talks.

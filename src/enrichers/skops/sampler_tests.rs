@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use super::*;
 use crate::config::Value;
 use crate::dispatcher::Dispatcher;
-use crate::enrichers::rig::{back, connected, context, event, flow, measured, send, wait_for};
+use crate::enrichers::rig::{back, connected, context, event, flow, measured, wait_for};
 use crate::entropy::EntropyKey;
 use crate::flow::{FlowState, Usage};
 
@@ -54,6 +54,11 @@ fn taken(sampler: &mut Sampler) -> HashMap<FlowId, FlowInfo> {
         .unwrap();
     }
     found
+}
+
+fn send(from: &mut TcpStream, to: &mut TcpStream, size: usize) {
+    from.write_all(&vec![1; size]).unwrap();
+    to.read_exact(&mut vec![0; size]).unwrap();
 }
 
 #[test]
