@@ -224,7 +224,7 @@ impl Sampler {
         self.counters.taken.add(taken as u64);
         self.counters.lost.add(lost as u64);
         if lost > 0 {
-            warn_limited!("{NAME}: the dispatcher is behind, so {lost} samples were given up");
+            warn_limited!("{NAME}: the dispatcher is behind; samples given up: {lost}");
         }
     }
 }

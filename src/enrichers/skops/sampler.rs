@@ -329,7 +329,7 @@ impl Sampler {
         self.counters.lost.add(sink.lost);
         if sink.lost > 0 {
             let lost = sink.lost;
-            warn_limited!("{NAME}: the dispatcher is behind, so {lost} samples were given up");
+            warn_limited!("{NAME}: the dispatcher is behind; samples given up: {lost}");
         }
         // The map is there as long as this.
         let unread = self.lost.sums().ok().and_then(|sums| sums.first().copied()).unwrap_or(0);
