@@ -34,13 +34,13 @@ impl Server {
             }
         });
         let server = Server { port, answer };
-        server.drop_in(machine);
+        server.drop_in(machine, "api.json");
         server
     }
 
     /// Names it as a site does its mirror.
-    fn drop_in(&self, machine: &Machine) {
-        let url = format!("http://127.0.0.1:{}/api.json", self.port);
+    fn drop_in(&self, machine: &Machine, path: &str) {
+        let url = format!("http://127.0.0.1:{}/{path}", self.port);
         machine.drop_in(UNIT, &format!("Environment=REGISTRY_URL={url}"));
     }
 
@@ -114,6 +114,15 @@ fn a_refresh_brings_a_new_name_to_the_running_daemon() {
     assert!(machine.journal(UNIT).contains("/api.json: nothing newer"));
     let after = times();
     assert!(before[0] == after[0] && before[1] != after[1], "{before:?} {after:?}");
+    // Another place's is fetched whatever its time is, and so is one that got damaged.
+    for (path, content) in [("mirror.json", None), ("mirror.json", Some("{"))] {
+        server.drop_in(&machine, path);
+        content.map(|content| machine.write(FILE, content));
+        machine.run(&["touch", "--date=2030-01-01", FILE]);
+        machine.run(&["journalctl", "--rotate", "--vacuum-time=1s"]);
+        assert!(refresh(&machine), "{}", machine.journal(UNIT));
+        assert!(machine.journal(UNIT).contains("/mirror.json: a new registry"));
+    }
 }
 
 #[test]
@@ -145,6 +154,6 @@ fn what_is_no_registry_leaves_the_one_of_before() {
     let journal = machine.journal(UNIT);
     let told = format!("cannot fetch http://127.0.0.1:1/api.json{stays}");
     assert!(journal.contains("curl: (7)") && journal.contains(&told), "{journal}");
-    assert_eq!(machine.run(&["ls", "/var/cache/glowd"]), "registry.json");
+    assert_eq!(machine.run(&["ls", "/var/cache/glowd"]), "registry.json\nregistry.json.url");
     assert_eq!(std::fs::read(machine.path(FILE)).unwrap(), before);
 }

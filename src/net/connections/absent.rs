@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{Connection, Open, Ports, Wanted};
 use crate::error::{Error, Result};
 use crate::flow::FlowId;
+#[cfg(target_os = "linux")]
 use crate::net::cgroups::Places;
 
 /// There is none: `watch` refuses.
@@ -44,6 +45,7 @@ impl Connections {
     }
 
     /// There is none.
+    #[cfg(target_os = "linux")]
     pub fn places(&self) -> Places {
         match *self {}
     }
