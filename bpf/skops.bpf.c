@@ -229,8 +229,8 @@ int states(struct bpf_sock_ops *ctx)
 		/* Those that count what has arrived take it that a closed one had a FIN. */
 		if (!(sk->__sk_common.skc_flags & (1 << SOCK_DONE)))
 			state = ctx->args[0];
-		if (sk->__sk_common.skc_bound_dev_if)
-			bpf_map_delete_elem(&bound, &seen->key);
+		/* Also of one that is not bound any more. */
+		bpf_map_delete_elem(&bound, &seen->key);
 	}
 	tell(seen, tcp, state);
 	return 1;

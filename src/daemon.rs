@@ -11,6 +11,7 @@ use crate::config::{Config, Section};
 use crate::dispatcher::Dispatcher;
 use crate::entropy::EntropyKey;
 use crate::error::{At, Error, Result};
+use crate::flow::Protocol;
 use crate::metrics::Metrics;
 use crate::part::Context;
 use crate::pid_file::PidFile;
@@ -62,6 +63,12 @@ pub fn run(config: Config, origin: Origin) -> Result<()> {
     result
 }
 
+/// Whether that enricher knows what connections of TCP carry.
+fn measures_tcp(name: &str, section: &Section) -> bool {
+    let is_tcp = || section.int::<u8>("protocol") == Protocol::Tcp.number();
+    name != "netlink" || (is_tcp() && section.int::<u8>("ext") & 2 != 0)
+}
+
 /// From the first part that is built to the last thread that is joined.
 fn live(
     config: Config,
@@ -80,7 +87,7 @@ fn live(
         names,
         metrics: metrics.clone(),
         period: config.period(),
-        enriched: !config.enrichers.is_empty(),
+        enriched: config.enrichers.iter().any(|(spec, section)| measures_tcp(spec.name, section)),
         in_full: Arc::default(),
     };
     let mut backends = Vec::new();

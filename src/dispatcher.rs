@@ -374,7 +374,7 @@ impl Dispatcher {
                 tickets += 1;
             }
             let told = event.tag;
-            self.watchers.look_last(&mut self.table, &event, source);
+            self.watchers.look_last(&mut self.table, &event, source, now);
             let socket = self.table.socket_of(&id);
             match self.table.apply(event, source, now) {
                 Change::Opened(flow) => {

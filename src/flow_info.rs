@@ -253,6 +253,11 @@ impl FlowInfo {
         self.tcp_info().and_then(|info| info.state()) == Some(7)
     }
 
+    /// Whether it is of a socket that is gone.
+    pub fn is_over(&self) -> bool {
+        self.is_closed() || !(self.is_whole || self.by_program)
+    }
+
     /// How much the connection has carried, whatever flows it had: octets of payload, without
     /// retransmissions.
     ///

@@ -117,11 +117,13 @@ impl Stored {
     /// Whether the event is of a flow of the same 5-tuple that was before this one, as
     /// when the other end echoes what was said of it. Clocks of whole seconds may put
     /// the end of a flow before its start.
-    fn is_news_of_an_earlier_life(&self, event: &FlowEvent) -> bool {
+    fn is_news_of_an_earlier_life(&self, event: &FlowEvent, now: Timestamp) -> bool {
         let Some(time) = event.time else { return false };
         match event.state {
             FlowState::End if event.tag != self.tag => time <= self.start,
-            FlowState::End => time.0.saturating_add(SECOND) <= self.start.0,
+            // Whoever told of a start that is yet to come had a wrong clock, and may have it right
+            // by now.
+            FlowState::End => time.0.saturating_add(SECOND) <= self.start.min(now).0,
             FlowState::Start => event.tag != self.tag && time < self.start,
             FlowState::Ongoing => false,
         }
@@ -132,6 +134,7 @@ impl Stored {
         &self,
         event: &FlowEvent,
         (source, authority): (&'static str, Authority),
+        now: Timestamp,
     ) -> Option<Change> {
         match (authority, self.authority) {
             (Authority::Found, Authority::Heard) if event.state == FlowState::End => {
@@ -143,7 +146,9 @@ impl Stored {
             (Authority::Found, Authority::Found) if source != self.source => {
                 Some(Change::Outranked)
             }
-            (Authority::Heard, _) if self.is_news_of_an_earlier_life(event) => Some(Change::Stale),
+            (Authority::Heard, _) if self.is_news_of_an_earlier_life(event, now) => {
+                Some(Change::Stale)
+            }
             _ => None,
         }
     }
@@ -179,7 +184,13 @@ impl Stored {
     fn measure(&mut self, mut info: FlowInfo, carried: &Carried) -> bool {
         let before = self.news.as_ref().and_then(|news| news.info.as_ref());
         let earlier = match before {
-            Some(before) if before.cookie != info.cookie => return false,
+            // But the late last word of a connection that was over when the flow began.
+            Some(before) if before.cookie != info.cookie => {
+                if !before.is_over() || before.usage() != Some(carried.before(before.cookie)) {
+                    return false;
+                }
+                Some(carried.before(info.cookie))
+            }
             Some(before) if info.by_program && !before.by_program && !info.is_closed() => {
                 return false;
             }
@@ -253,7 +264,7 @@ impl FlowTable {
     ) -> Change {
         let id = event.id;
         if let Some(stored) = self.flows.get(&id) {
-            if let Some(change) = stored.refuses(&event, (source, authority)) {
+            if let Some(change) = stored.refuses(&event, (source, authority), now) {
                 match change {
                     Change::Awaited => {
                         self.gone.entry(id).or_insert(now);
@@ -269,8 +280,7 @@ impl FlowTable {
         }
         match event.state {
             FlowState::Start | FlowState::Ongoing => {
-                // By a clock that is ahead; its end would be before it.
-                let start = event.time.unwrap_or(now).min(now);
+                let start = event.time.unwrap_or(now);
                 let FlowEvent { tag, application, usage, .. } = event;
                 let usage = usage.map(|usage| *usage);
                 let mut new = Stored {
@@ -353,14 +363,19 @@ impl FlowTable {
     }
 
     /// Whether the event would end a flow that is open: as an end, or with another tag.
-    pub fn would_end(&self, event: &FlowEvent, by: (&'static str, Authority)) -> bool {
+    pub fn would_end(
+        &self,
+        event: &FlowEvent,
+        by: (&'static str, Authority),
+        now: Timestamp,
+    ) -> bool {
         self.flows.get(&event.id).is_some_and(|stored| {
             let ends = match event.state {
                 FlowState::Start => event.tag != stored.tag,
                 FlowState::Ongoing => false,
                 FlowState::End => true,
             };
-            ends && stored.refuses(event, by).is_none()
+            ends && stored.refuses(event, by, now).is_none()
         })
     }
 

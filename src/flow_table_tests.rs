@@ -354,9 +354,9 @@ fn it_is_known_which_events_end_a_flow() {
             for time in [None, Some(Timestamp(2)), Some(Timestamp(7))] {
                 let mut table = table();
                 let next = FlowEvent { time, ..event(state, 7, activity) };
-                assert!(!table.would_end(&next, second), "there is none");
+                assert!(!table.would_end(&next, second, Timestamp(9)), "there is none");
                 table.apply(event(Start, 7, 16), first, Timestamp(5));
-                let would = table.would_end(&next, second);
+                let would = table.would_end(&next, second, Timestamp(9));
                 let change = table.apply(next, second, Timestamp(9));
                 let did = matches!(change, Change::Closed(_) | Change::Retagged { .. });
                 assert_eq!(would, did, "{first:?} {second:?} {state:?} {time:?}: {change:?}");
@@ -415,16 +415,23 @@ fn what_was_told_counts_until_something_newer_is_known_or_with_the_end() {
 
 /// Whose clock is ahead when it tells of the start may have it set right before the end.
 #[test]
-fn a_start_in_the_future_is_one_of_now() {
-    const HEARD: (&str, Authority) = ("firefly", Authority::Heard);
+fn a_start_in_the_future_bars_no_end() {
+    let at = |seconds: u64| Timestamp(seconds * SECOND);
     let mut table = table();
-    let start = FlowEvent { time: Some(Timestamp(90)), ..event(FlowState::Start, 7, 16) };
-    let Change::Opened(flow) = table.apply(start, HEARD, Timestamp(10)) else {
-        panic!("not opened");
+    let told = |state, port, seconds| {
+        let time = Some(at(seconds));
+        FlowEvent { time, ..event(state, port, 16) }
     };
-    assert_eq!(flow.start, Timestamp(10));
-    let end = FlowEvent { time: Some(Timestamp(20)), ..event(FlowState::End, 7, 16) };
-    assert!(matches!(table.apply(end, HEARD, Timestamp(20)), Change::Closed(_)));
+    for (port, now, change) in [(7, 20, "closed"), (8, 95, "stale")] {
+        let opened = table.apply(told(FlowState::Start, port, 90), FIREFLY, at(10));
+        assert!(matches!(opened, Change::Opened(_)), "{opened:?}");
+        let end = table.apply(told(FlowState::End, port, 19), FIREFLY, at(now));
+        let is_closed = matches!(end, Change::Closed(_));
+        assert!(is_closed == (change == "closed"), "{now}: {end:?}");
+    }
+    // What was told of the end before is still known by the time that was told of the start.
+    let other = FlowEvent { tag: Tag::new(2, 15).unwrap(), ..told(FlowState::End, 8, 90) };
+    assert_eq!(table.apply(other, FIREFLY, at(20)), Change::Stale);
 }
 
 /// Packets that were counted since are newer, too.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::flow::{FlowEvent, FlowId};
+use crate::flow::{FlowEvent, FlowId, Timestamp};
 use crate::flow_info::LastLook;
 use crate::flow_table::FlowTable;
 use crate::inlet::Source;
@@ -28,14 +28,20 @@ impl Watchers {
     }
 
     /// Has them look at a flow that the event is about to end, if it does.
-    pub(crate) fn look_last(&mut self, table: &mut FlowTable, event: &FlowEvent, by: Source) {
-        if self.looks.is_empty() || !table.would_end(event, by) {
+    pub(crate) fn look_last(
+        &mut self,
+        table: &mut FlowTable,
+        event: &FlowEvent,
+        by: Source,
+        now: Timestamp,
+    ) {
+        if self.looks.is_empty() || !table.would_end(event, by, now) {
             return;
         }
         let socket = table.socket_of(&event.id);
         for look in &mut self.looks {
             if let Some(info) = look(&socket) {
-                table.measure(&event.id, info, false);
+                table.measure_socket(&socket, info, false, |_| {});
             }
         }
     }

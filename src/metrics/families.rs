@@ -66,7 +66,7 @@ families! {
     SAMPLES_DROPPED: Counter "glowd_queue_samples_dropped_total" ["backend"]
         "Samples of flows that were kept from a backend since too many events waited.";
     ENRICHER_SAMPLES: Counter "glowd_enricher_samples_total" ["enricher"]
-        "Samples of open flows that an enricher took.";
+        "Samples of open flows that an enricher took, and that were not given up.";
     ENRICHER_DROPPED: Counter "glowd_enricher_samples_dropped_total" ["enricher"]
         "Samples that were given up since the dispatcher, or who reads the kernel's, was behind.";
     ENRICHER_FAILED: Counter "glowd_enricher_failures_total" ["enricher"]

@@ -8,7 +8,6 @@
 //! since another interface may have got the number of one of them, and an address may be there
 //! again in another network.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -30,13 +29,13 @@ pub const LINKS: u32 = 0x1 | 0x100;
 /// The same: all addresses (RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR).
 pub const ADDRESSES: u32 = 0x10 | 0x100;
 
-/// What went.
+/// What went, each once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gone {
     /// Interfaces, by their indices.
-    pub links: BTreeSet<u32>,
+    pub links: Vec<u32>,
     /// Addresses.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Some notifications were lost, so more may have gone.
     pub more: bool,
 }
@@ -102,14 +101,18 @@ impl Gone {
                 // A bridge says of a port that leaves it what the kernel says of an interface
                 // that goes, under a family of its own.
                 Some(libc::RTM_DELLINK) if family == Some(&0) => {
-                    self.links.extend(u32_at(message, HEADER + 4));
+                    note(&mut self.links, u32_at(message, HEADER + 4));
                 }
-                Some(libc::RTM_DELADDR) => self.addresses.extend(address(message)),
+                Some(libc::RTM_DELADDR) => note(&mut self.addresses, address(message)),
                 _ => {}
             }
             datagram = datagram.get(message.len().next_multiple_of(4)..).unwrap_or_default();
         }
     }
+}
+
+fn note<T: PartialEq>(list: &mut Vec<T>, item: Option<T>) {
+    list.extend(item.filter(|item| !list.contains(item)));
 }
 
 /// The address that a message is about: struct ifaddrmsg and its attributes, of which

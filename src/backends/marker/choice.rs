@@ -6,7 +6,6 @@
 //! and its parent have none. Where they do have one, see [`Link::is_discovered`]; a
 //! packet that passes two marked interfaces is marked once, by the first.
 
-use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use super::attach::find;
@@ -33,7 +32,7 @@ impl Link {
         // The addresses last: an interface that is younger than the list is announced.
         let all = interfaces::list(socket)?;
         let addresses = interfaces::ipv6_addresses(socket)?;
-        let public: BTreeSet<u32> = addresses
+        let public: Vec<u32> = addresses
             .into_iter()
             .filter(|(_, address)| is_public(*address))
             .map(|(index, _)| index)

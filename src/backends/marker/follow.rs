@@ -6,7 +6,7 @@
 //! interfaces and makes what is attached what should be. Owns the programs and what is
 //! attached; its end detaches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -148,7 +148,7 @@ impl Follower {
     ///
     /// # Errors
     /// The interfaces cannot be listed: nothing was done.
-    pub(super) fn update(&mut self, gone: &BTreeSet<u32>) -> Result<()> {
+    pub(super) fn update(&mut self, gone: &[u32]) -> Result<()> {
         let links = self.view.links()?;
         let find = |index: &u32| {
             let link = links.iter().find(|link| link.interface.index == *index);
@@ -203,7 +203,7 @@ impl Follower {
 
     /// Follows until `stop` is readable.
     fn run(&mut self, stop: &Stop) -> nix::Result<()> {
-        let mut gone = BTreeSet::new();
+        let mut gone = Vec::new();
         loop {
             let mut fds = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
@@ -217,7 +217,9 @@ impl Follower {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno),
             }
-            gone.extend(self.view.changes.take()?.links);
+            let went = self.view.changes.take()?.links;
+            gone.retain(|index| !went.contains(index));
+            gone.extend(went);
             let begun = Instant::now();
             // Whoever changes interfaces all the time costs a tenth of a core. What
             // changes meanwhile is seen behind the pause.
@@ -229,7 +231,8 @@ impl Follower {
                 Err(cause) => {
                     warn_limited!("backends.marker: cannot see what has changed: {cause}");
                     // No interface has this number; it stands for the look that is due.
-                    gone.insert(0);
+                    gone.retain(|index| *index != 0);
+                    gone.push(0);
                     LONGEST_PAUSE
                 }
             };

@@ -10,7 +10,6 @@ mod closed;
 #[path = "watched.rs"]
 mod watched;
 
-use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
@@ -221,7 +220,7 @@ impl Sampler {
     }
 
     fn count(&self, taken: usize, lost: usize) {
-        self.counters.taken.add(taken as u64);
+        self.counters.taken.add(taken.saturating_sub(lost) as u64);
         self.counters.lost.add(lost as u64);
         if lost > 0 {
             warn_limited!("{NAME}: the dispatcher is behind; samples given up: {lost}");
@@ -255,14 +254,16 @@ fn sample(socket: &Socket<'_>, kinds: Kinds, now: Timestamp) -> Option<FlowInfo>
 /// For the ports of the flows, on the side that has fewer of them.
 fn filter<'a>(flows: impl Iterator<Item = &'a FlowId> + Clone) -> Option<Filter> {
     let few = |port: fn(&FlowId) -> u16| {
-        let mut ports = BTreeSet::new();
-        flows
-            .clone()
-            .all(|id| {
-                ports.insert(port(id));
-                ports.len() <= PORTS
-            })
-            .then_some(ports)
+        let mut ports = Vec::new();
+        for port in flows.clone().map(port) {
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+            if ports.len() > PORTS {
+                return None;
+            }
+        }
+        Some(ports)
     };
     let conditions: Vec<[Condition; 1]> = match few(|id| id.src().port()) {
         Some(ports) => ports.into_iter().map(|port| [Condition::LocalPort(port, port)]).collect(),

@@ -168,7 +168,7 @@ impl Watched {
         let since = Instant::now();
         let end = since + Duration::from_millis(TELLING.into());
         loop {
-            if let Some(last) = self.flows.get_mut(id)?.take() {
+            if let Some(last) = self.flows.get(id)?.clone() {
                 self.pause = PAUSE;
                 return Some(*last);
             }
@@ -181,7 +181,9 @@ impl Watched {
                 return None;
             }
             let mut fds = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::from(TELLING));
+            // Rounded up, or the last part of a millisecond is spent asking.
+            let left = PollTimeout::try_from(end - now + Duration::from_millis(1));
+            let _ = poll(&mut fds, left.unwrap_or(PollTimeout::from(TELLING)));
             self.take_ends();
         }
     }

@@ -361,8 +361,9 @@ impl Sink<'_> {
         let full = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
         if count > 0 && !self.out.samples(full) {
             self.lost += count;
+        } else {
+            self.taken += count;
         }
-        self.taken += count;
     }
 }
 

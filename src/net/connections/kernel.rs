@@ -21,7 +21,8 @@ use crate::sys::abi::{
     CONNECTION_ESTABLISHED, CONNECTION_OPENED,
 };
 use crate::sys::bpf::{
-    lacking_capabilities, Link, Map, Object, OpenObject, PerCpuArray, RingBuffer, CONNECTIONS,
+    lacking_capabilities, possible_cpus, Link, Map, Object, OpenObject, PerCpuArray, RingBuffer,
+    CONNECTIONS,
 };
 use crate::sys::probe;
 
@@ -61,6 +62,11 @@ impl Connections {
         }
         let mut object = OpenObject::from_memory("connections", &CONNECTIONS.unpack()?)?;
         object.set_rodata(".rodata.here", &here()?)?;
+        if wanted.groups {
+            // Each CPU sets 128 of them aside for itself.
+            let cpus = u32::try_from(possible_cpus()?).unwrap_or(u32::MAX);
+            object.set_max_entries("groups", cpus.saturating_mul(256).clamp(1024, 1 << 16))?;
+        }
         let object = object.load()?;
         let (reports, filter) = (object.ring_buffer("reports")?, object.map("filter")?);
         let lost = object.per_cpu_array("lost")?;

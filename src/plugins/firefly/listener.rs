@@ -100,8 +100,9 @@ impl Listener {
             None
         } else {
             let (to, counters, lookup) = (collectors.clone(), self.counters(), self.lookup.clone());
+            let relay = Relay::start(to, self.address, counters, lookup, Pace::default())?;
             self.counters.relays.store(true, Relaxed);
-            Some(Relay::start(to, self.address, counters, lookup, Pace::default())?)
+            Some(relay)
         };
         self.collectors = collectors;
         Ok(())

@@ -1,7 +1,5 @@
 //! Interfaces that come, go and change while the marker runs.
 
-use std::collections::BTreeSet;
-
 use super::super::choice::Link;
 use super::*;
 
@@ -11,8 +9,7 @@ fn discovering(way: &str) -> Marker {
 
 /// Has the marker look, as after a notification that `gone` went.
 fn look(marker: &mut Marker, gone: &[u32]) {
-    let gone: BTreeSet<u32> = gone.iter().copied().collect();
-    marker.follower.as_mut().unwrap().update(&gone).unwrap();
+    marker.follower.as_mut().unwrap().update(gone).unwrap();
 }
 
 fn add_veth() {
@@ -180,7 +177,7 @@ fn an_interface_of_unknown_kind_is_passed_over() {
         marker.follower.as_mut().unwrap().try_to_attach(&links[0]);
         assert_eq!(on("lo"), 0);
         // It is another interface than the one that failed.
-        marker.follower.as_mut().unwrap().update(&BTreeSet::new()).unwrap();
+        marker.follower.as_mut().unwrap().update(&[]).unwrap();
         assert_eq!(marker.interfaces(), "none");
     });
 }
