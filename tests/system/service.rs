@@ -252,16 +252,34 @@ fn a_reload_applies_what_can_change() {
     let pid = machine.main_pid("glowd");
     let capture = machine.capture();
     let mut probe = Probe::new(&machine, &capture, Strategy::Label);
-    probe.obey(true, "");
+    let other = |start| line(start, "udp", v6(HERE, 40_000), v6(THERE, 5001), CMS);
+    let shows = |open: &str| {
+        wait_for("the status", || {
+            machine.property("glowd", "StatusText").contains(open).then_some(())
+        });
+    };
+    // There is room for another one, now and after the reload no more.
+    probe.obey(true, &other(true));
+    shows("2 flows open");
+    probe.obey(true, &other(false));
+    shows("1 flows open");
     let mut new = config(&json!({}));
     new["maxFlows"] = json!(1);
     machine.configure("conf", &new);
     machine.run(&["systemctl", "reload", "glowd"]);
+    let has = |text: &str| machine.journal("glowd").contains(text).then_some(());
+    wait_for("the reload", || has("changed maxFlows"));
     machine.await_property("glowd", "ActiveState", "active");
-    wait_for("the reload", || machine.journal("glowd").contains("maxFlows").then_some(()));
     assert_eq!(machine.main_pid("glowd"), pid);
     probe.await_marked(true);
+    probe.obey(true, &other(true));
+    wait_for("the refusal", || has("the flow table is full (maxFlows is 1)"));
+    shows("1 flows open");
+    // Its end makes room for the other one.
     probe.obey(false, "");
+    shows("0 flows open");
+    probe.tell("/run/glowd/np", false, &other(true));
+    shows("1 flows open");
 }
 
 /// A broken one is refused whole, its errors are in the journal, the old one holds.
