@@ -18,8 +18,6 @@ use crate::common::{free_port, glowd_words, receive, wait_for, Daemon, PATIENCE}
 #[cfg(feature = "ebpf")]
 use crate::common::{skip_unless_root, Namespace};
 
-const GLOWD: &str = env!("CARGO_BIN_EXE_glowd");
-
 pub(crate) const RELOADED: &str = "info: configuration reloaded: ";
 
 /// A receiver of fireflies on loopback.
@@ -303,9 +301,10 @@ fn a_hangup_during_the_start_or_the_stop_harms_nobody() {
 
 #[test]
 fn a_relative_path_is_read_again_too() {
-    let mut command = Command::new("sh");
-    let script = "cd \"$(dirname \"$2\")\" && exec \"$0\" --conf conf.json run";
-    command.args(["-c", script, GLOWD]);
+    let mut command = Command::new("bash");
+    // What follows the words of glowd is --conf, the path and run.
+    let script = "cd \"$(dirname \"${@: -2:1}\")\" && exec \"${@:1:$#-3}\" --conf conf.json run";
+    command.args(["-c", script, "bash"]).args(glowd_words());
     let mut config = json!({ "plugins": { "namedPipe": {} } });
     let mut daemon = Daemon::start_by(command, config.clone());
     config["maxFlows"] = json!(5);

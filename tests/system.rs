@@ -14,6 +14,8 @@ mod files;
 mod instances;
 #[path = "system/machine.rs"]
 mod machine;
+#[path = "system/parts.rs"]
+mod parts;
 #[path = "system/registry.rs"]
 mod registry;
 #[allow(dead_code)] // the same

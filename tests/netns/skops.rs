@@ -11,7 +11,7 @@ use serde_json::{json, Value};
 use super::connections::{foreign, Group};
 use super::iperf3::{Server, PORT};
 use crate::common::{
-    binary, free_port, receive, skip_unless_root, wait_for, Daemon, Pair, DEVICE, THERE, UNIT,
+    free_port, glowd_words, receive, skip_unless_root, wait_for, Daemon, Pair, DEVICE, THERE, UNIT,
 };
 
 /// Four streams between one pair of hosts, each with its octets to the last one, as the
@@ -135,9 +135,9 @@ fn what_is_missing_is_said() {
     config["plugins"]["namedPipe"]["pipePath"] = json!(dir.path().join("np"));
     config["pidPath"] = json!("");
     std::fs::write(&file, config.to_string()).expect("to write the configuration");
-    let script = "umount -l -a -t cgroup2; exec \"$0\" run --conf \"$1\"";
+    let script = "umount -l -a -t cgroup2; exec \"$@\" run --conf \"$0\"";
     let mut command = Command::new("unshare");
-    command.args(["-m", "bash", "-c", script]).arg(binary()).arg(&file);
+    command.args(["-m", "bash", "-c", script]).arg(&file).args(glowd_words());
     let output = command.output().expect("unshare");
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(71), "{log}");

@@ -14,8 +14,8 @@ fn config(device: &str, port: u16) -> Value {
     })
 }
 
-/// How many flows the instance with that port has open.
-fn open(machine: &Machine, port: u16) -> usize {
+/// How many flows the glowd with its API on that port has open.
+pub(crate) fn open(machine: &Machine, port: u16) -> usize {
     let answer = machine.get(port, "/flows");
     let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
     let body: Value = serde_json::from_str(body).expect("JSON");

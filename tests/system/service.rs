@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::common::packet::{TCP, UDP};
 use crate::common::{udp, v6, wait_for, Connection, DEVICE, HERE, THERE};
+use crate::instances::open;
 use crate::machine::{config, source, Machine, Probe};
 use crate::rig::{each, is_marked, is_plain, line, of, Strategy, CMS, STRATEGIES};
 
@@ -272,16 +273,32 @@ fn a_reload_applies_what_can_change() {
     let pid = machine.main_pid("glowd");
     let capture = machine.capture();
     let mut probe = Probe::new(&machine, &capture, Strategy::Label);
-    probe.obey(true, "");
+    let other = |start| line(start, "udp", v6(HERE, 40_000), v6(THERE, 5001), CMS);
+    let has_open = |count: usize| {
+        wait_for("the flows", || (open(&machine, 7777) == count).then_some(()));
+    };
+    // There is room for another one, now and after the reload no more.
+    probe.obey(true, &other(true));
+    has_open(2);
+    probe.obey(true, &other(false));
+    has_open(1);
     let mut new = config(&json!({}));
     new["maxFlows"] = json!(1);
     machine.configure("conf", &new);
     machine.run(&["systemctl", "reload", "glowd"]);
+    let has = |text: &str| machine.journal("glowd").contains(text).then_some(());
+    wait_for("the reload", || has("changed maxFlows"));
     machine.await_property("glowd", "ActiveState", "active");
-    wait_for("the reload", || machine.journal("glowd").contains("maxFlows").then_some(()));
     assert_eq!(machine.main_pid("glowd"), pid);
     probe.await_marked(true);
+    probe.obey(true, &other(true));
+    wait_for("the refusal", || has("the flow table is full (maxFlows is 1)"));
+    has_open(1);
+    // Its end makes room for the other one.
     probe.obey(false, "");
+    has_open(0);
+    probe.tell("/run/glowd/np", false, &other(true));
+    has_open(1);
 }
 
 /// A broken one is refused whole, its errors are in the journal, the old one holds.
