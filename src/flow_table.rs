@@ -121,9 +121,8 @@ impl Stored {
         let Some(time) = event.time else { return false };
         match event.state {
             FlowState::End if event.tag != self.tag => time <= self.start,
-            // Whoever told of a start that is yet to come had a wrong clock, and may have it right
-            // by now.
-            FlowState::End => time.0.saturating_add(SECOND) <= self.start.min(now).0,
+            // Whoever told of a start that is yet to come may have a right clock by now.
+            FlowState::End => self.start <= now && time.0.saturating_add(SECOND) <= self.start.0,
             FlowState::Start => event.tag != self.tag && time < self.start,
             FlowState::Ongoing => false,
         }

@@ -117,7 +117,9 @@ fn a_refresh_brings_a_new_name_to_the_running_daemon() {
     // Another place's is fetched whatever its time is, and so is one that got damaged.
     for (path, content) in [("mirror.json", None), ("mirror.json", Some("{"))] {
         server.drop_in(&machine, path);
-        content.map(|content| machine.write(FILE, content));
+        if let Some(content) = content {
+            machine.write(FILE, content);
+        }
         machine.run(&["touch", "--date=2030-01-01", FILE]);
         machine.run(&["journalctl", "--rotate", "--vacuum-time=1s"]);
         assert!(refresh(&machine), "{}", machine.journal(UNIT));

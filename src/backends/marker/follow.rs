@@ -56,7 +56,7 @@ pub(super) struct Follower {
     /// By the interface's index.
     attached: BTreeMap<u32, Attached>,
     /// Interfaces that could not be attached to, as they were then, and why.
-    failed: BTreeMap<u32, (Link, String)>,
+    failed: Vec<(Link, String)>,
     names: Names,
     // Dropped behind what is attached.
     programs: Programs,
@@ -79,7 +79,7 @@ impl Follower {
         programs: Programs,
         links: &[Link],
     ) -> Result<Self> {
-        let (attached, failed, names) = (BTreeMap::new(), BTreeMap::new(), Names::default());
+        let (attached, failed, names) = (BTreeMap::new(), Vec::new(), Names::default());
         let mut follower = Follower { wanted, view, attached, failed, names, programs };
         for text in follower.wanted.idle(links) {
             warn!("backends.marker: {text}; one that comes will be marked");
@@ -120,13 +120,13 @@ impl Follower {
     /// The same where a failure is not the end; it is remembered.
     pub(super) fn try_to_attach(&mut self, link: &Link) {
         let index = link.interface.index;
-        let Err(cause) = self.attach(link) else {
-            self.failed.remove(&index);
-            return;
-        };
+        let outcome = self.attach(link);
+        let before = self.failed.iter().position(|(failed, _)| failed.interface.index == index);
+        let before = before.map(|place| self.failed.remove(place));
+        let Err(cause) = outcome else { return };
         self.programs.forget_mtu(index);
         let cause = cause.to_string();
-        let before = self.failed.insert(index, (link.clone(), cause.clone()));
+        self.failed.push((link.clone(), cause.clone()));
         if before.is_some_and(|(_, said)| said == cause) {
             debug!("{cause}; still not marked");
             return;
@@ -174,7 +174,9 @@ impl Follower {
             }
             keep
         });
-        failed.retain(|index, _| find(index).is_some_and(|now| wanted.why(now).is_some()));
+        failed.retain(|(link, _)| {
+            find(&link.interface.index).is_some_and(|now| wanted.why(now).is_some())
+        });
         for link in &links {
             let index = link.interface.index;
             if let Some(attached) = self.attached.get_mut(&index) {
@@ -182,7 +184,7 @@ impl Follower {
                 continue;
             }
             // What failed is tried again if anything is different.
-            let hopeless = self.failed.get(&index).is_some_and(|(before, _)| before == link);
+            let hopeless = self.failed.iter().any(|(before, _)| before == link);
             if !hopeless && self.wanted.why(link).is_some() {
                 self.try_to_attach(link);
             }
@@ -194,7 +196,7 @@ impl Follower {
     fn show_names(&self) {
         let marked = self.attached.values().map(|one| (&one.link, true));
         // Others, such as the loopback of a pattern, have no packets that could be.
-        let failed = self.failed.values().map(|(link, _)| (link, false));
+        let failed = self.failed.iter().map(|(link, _)| (link, false));
         let failed = failed.filter(|(link, _)| Framing::of(&link.interface).is_ok());
         let all = marked.chain(failed);
         let names = all.map(|(link, marked)| (link.interface.name.clone(), marked)).collect();

@@ -237,7 +237,7 @@ fn few_ports_are_said_to_the_kernel() {
     let any_of = |lists: &[[Condition; 1]]| Filter::any_of(lists.iter().map(|list| &list[..]));
     let flows: HashSet<FlowId> = (1..100).map(|port| id(1094, port)).collect();
     assert_eq!(filter(flows.iter()), any_of(&[[Condition::LocalPort(1094, 1094)]]));
-    let flows: HashSet<FlowId> = (1..100).flat_map(|port| [id(port, 7), id(port, 9)]).collect();
+    let flows: Vec<FlowId> = (1..100).flat_map(|port| [id(port, 7), id(port, 9)]).collect();
     let both = any_of(&[[Condition::RemotePort(7, 7)], [Condition::RemotePort(9, 9)]]);
     assert_eq!(filter(flows.iter()), both);
     let flows: HashSet<FlowId> = (1..100).map(|port| id(port, port + 1)).collect();
