@@ -45,7 +45,7 @@ fn judge(datagram: &[u8]) {
         start,
         source: "fuzz",
         application: event.application,
-        news: Some(Arc::new(News { heard: start, usage: report.usage, info: None })),
+        news: Some(Arc::new(News { heard: start, usage: report.usage, ..News::default() })),
         counted: None,
     };
     let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
