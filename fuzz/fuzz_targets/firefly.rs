@@ -50,7 +50,12 @@ fn judge(datagram: &[u8]) {
     };
     let end = (event.state == FlowState::End).then(|| event.time.unwrap_or(start));
     let mut written = Vec::new();
-    Encoder::new(Some(b"host")).encode(&flow, end.map_or(Stage::Start, Stage::End), start, &mut written);
+    Encoder::new(Some(b"host")).encode(
+        &flow,
+        end.map_or(Stage::Start, Stage::End),
+        start,
+        &mut written,
+    );
     let read = decode(&written, Header::Always).expect("our own");
     assert_eq!((read.id, read.ids), (report.id, report.ids));
     assert_eq!((read.start, read.end), (Some(start), end));

@@ -49,7 +49,7 @@ fn tell(protocol: Protocol, socket: &Socket<'_>) {
         start: now,
         source: "fuzz",
         application: None,
-        news: Some(Arc::new(News { heard: now, usage: None, info: Some(Arc::new(info)) })),
+        news: Some(Arc::new(News { heard: now, info: Some(Arc::new(info)), ..News::default() })),
         counted: None,
     };
     for mode in [Mode::Lean, Mode::Compatible, Mode::Full] {
