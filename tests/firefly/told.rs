@@ -18,7 +18,8 @@ struct Rig {
 impl Rig {
     fn new(period: u64, firefly: Json) -> Self {
         let port = free_port();
-        let plugin = json!({ "firefly": { "bindPort": port } });
+        // As much as everybody may have.
+        let plugin = json!({ "firefly": { "bindPort": port, "receiveBuffer": 65_536 } });
         let enrichers = json!({ "period": period, "netlink": {} });
         let (daemon, sink) = daemon_with(plugin, enrichers, firefly);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
