@@ -60,3 +60,36 @@ impl Admission {
         self.used.fetch_sub(tickets, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admission_never_exceeds_its_limit() {
+        let room = Admission::new(3);
+        assert!(room.reserve(2));
+        assert!(!room.reserve(2), "all or nothing");
+        assert!(room.reserve(1));
+        assert!(!room.reserve(1));
+        room.release(3);
+        assert!(room.reserve(3) && !room.reserve(usize::MAX));
+        assert_eq!(room.reserve_growth(isize::MAX), None);
+    }
+
+    #[test]
+    fn a_lower_limit_leaves_what_is_open_and_lets_nothing_in() {
+        let room = Admission::new(5);
+        assert!(room.reserve(5) && !room.is_over());
+        room.set_limit(3);
+        assert!(room.is_over() && room.reserve(0) && !room.reserve(1));
+        assert_eq!(room.reserve_growth(0), None, "as many as before are too many");
+        assert_eq!(room.reserve_growth(-1), None);
+        assert_eq!(room.reserve_growth(-2), Some(0), "three are not");
+        room.release(3);
+        assert_eq!(room.reserve_growth(1), Some(1));
+        assert!(!room.is_over() && !room.reserve(1) && room.limit() == 3);
+        room.set_limit(4);
+        assert!(room.reserve(1));
+    }
+}
