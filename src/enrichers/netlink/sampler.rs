@@ -44,8 +44,6 @@ const BATCH: usize = 256;
 const PORTS: usize = 16;
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Sockets that go are heard of no more often, however many there are.
-const REST: Duration = Duration::from_millis(50);
 
 struct Sampler {
     diag: Diag,
@@ -131,7 +129,7 @@ impl Enricher for Sampler {
             let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
             match &ends {
                 Some(_) if now < rested => wait = wait.min(rested - now),
-                Some(ends) => fds.push(PollFd::new(ends.as_fd(), PollFlags::POLLIN)),
+                Some((ends, _)) => fds.push(PollFd::new(ends.as_fd(), PollFlags::POLLIN)),
                 None => {}
             }
             // Rounded up, or the last part of a millisecond is spent asking.
@@ -139,16 +137,20 @@ impl Enricher for Sampler {
             match poll(&mut fds, wait.unwrap_or(PollTimeout::MAX)) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) if fds[0].any() == Some(true) => return Ok(()),
-                Ok(_) => rested = Instant::now() + REST,
+                Ok(_) => {
+                    let rest = ends.as_ref().map_or(Duration::ZERO, |(_, rest)| *rest);
+                    rested = Instant::now() + rest;
+                }
                 Err(errno) => return Err(Error::os("cannot poll", errno)),
             }
-            let fresh = {
+            let (fresh, unheard) = {
                 let mut watched = self.watched.lock();
                 watched.follow();
-                std::mem::take(&mut watched.fresh)
+                (std::mem::take(&mut watched.fresh), watched.take_unheard())
             };
             let (taken, lost) = (fresh.len(), hand_on(fresh, &out));
             self.count(taken, lost);
+            self.count_unheard(unheard);
             let before = Instant::now();
             if before >= next {
                 self.measure(&out);
@@ -172,6 +174,7 @@ impl Sampler {
             if watched.flows.is_empty() {
                 return;
             }
+            watched.begin_list();
         }
         let Sampler { diag, protocol, wanted, states, watched, filter, .. } = self;
         let kinds = wanted.kinds();
@@ -203,7 +206,10 @@ impl Sampler {
             });
             match outcome {
                 // A dump that is not whole lacks samples, which nobody misses.
-                Ok(_) => break,
+                Ok(_) => {
+                    watched.lock().end_list();
+                    break;
+                }
                 Err(failure) if failure.errno == Errno::EINVAL && filter.is_some() => {
                     log::debug!("{NAME}: the kernel does not filter sockets: {failure}");
                     *filter = None;
@@ -224,6 +230,16 @@ impl Sampler {
         self.counters.lost.add(lost as u64);
         if lost > 0 {
             warn_limited!("{NAME}: the dispatcher is behind; samples given up: {lost}");
+        }
+    }
+
+    fn count_unheard(&self, unheard: usize) {
+        self.counters.lost.add(unheard as u64);
+        if unheard > 0 {
+            warn_limited!(
+                "{NAME}: sockets go faster than they can be heard of; flows whose last octets are \
+                 not counted: {unheard}"
+            );
         }
     }
 }

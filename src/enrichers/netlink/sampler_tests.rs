@@ -7,7 +7,9 @@ use std::net::{Shutdown, TcpStream};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
+use crate::dispatcher::Dispatcher;
 use crate::enrichers::rig::{back, connected, context, event, measured, wait_for};
+use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowState, Usage};
 use crate::net::sock_diag::NO_COOKIE;
 
@@ -226,6 +228,77 @@ fn shut(end: TcpStream) -> TcpStream {
 fn break_off(end: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&end, sockopt::Linger, &linger).unwrap();
+}
+
+/// The kernel gives up telling of sockets where too many go at a time. That is a loss only
+/// where one of them was a flow's.
+#[test]
+fn sockets_of_flows_that_go_unheard_of_are_counted() {
+    let (_dispatcher, inlet) = Dispatcher::new(10_000, EntropyKey::of_this_boot());
+    let (protocol, in_full) = (Protocol::Tcp, Arc::default());
+    let wanted = Wanted { ext: 255, in_full };
+    let shared = Shared::new(protocol, wanted.clone()).unwrap();
+    let (diag, states, period) = (Diag::open().unwrap(), States(u32::MAX), Duration::MAX);
+    let mut sampler = Sampler {
+        diag,
+        protocol,
+        wanted,
+        states,
+        period,
+        watched: shared.clone(),
+        filter: None,
+        only_v6: false,
+        counters: Arc::default(),
+    };
+    let (ends, _) = shared.lock().ends().unwrap();
+    // The least that the kernel gives.
+    setsockopt(&ends, sockopt::RcvBuf, &0).unwrap();
+    let flood = || loop {
+        drop(connected("[::1]:0", "::1"));
+        let mut fds = [PollFd::new(ends.as_fd(), PollFlags::empty())];
+        if poll(&mut fds, PollTimeout::ZERO).unwrap() > 0 {
+            break;
+        }
+    };
+    let unheard = || shared.lock().take_unheard();
+    let (_near, _far, id) = connected("[::1]:0", "::1");
+    shared.lock().flows.insert(id, Default::default());
+    sampler.measure(&inlet);
+    flood();
+    for _ in 0..3 {
+        shared.lock().follow();
+        sampler.measure(&inlet);
+    }
+    assert!(shared.lock().last_look(&id).is_some());
+    assert_eq!(unheard(), 0);
+
+    // The kernel may be late, and then it is heard.
+    for has_ended in [true, false] {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            assert!(Instant::now() < deadline, "nothing is missed");
+            let (near, far, id) = connected("[::1]:0", "::1");
+            shared.lock().flows.insert(id, Default::default());
+            sampler.measure(&inlet);
+            flood();
+            drop((near, far));
+            shared.lock().follow();
+            if has_ended {
+                // Whatever it waits for.
+                let _ = shared.lock().last_look(&id);
+            } else {
+                (0..3).for_each(|_| sampler.measure(&inlet));
+            }
+            shared.lock().flows.remove(&id);
+            match unheard() {
+                0 => {}
+                count => {
+                    assert_eq!(count, 1);
+                    break;
+                }
+            }
+        }
+    }
 }
 
 #[test]

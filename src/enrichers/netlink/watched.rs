@@ -29,9 +29,25 @@ const TELLING: u8 = 100;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// What is known of an open flow's socket.
+#[derive(Default)]
+pub(super) struct Known {
+    /// The last list that had it, by number; 0: none had.
+    seen: u32,
+    /// What TCP knew when it went.
+    last: Option<Box<FlowInfo>>,
+}
+
+impl Known {
+    /// It was there, and the kernel has not told of its end.
+    fn is_thought_there(&self) -> bool {
+        self.last.is_none() && self.seen != 0
+    }
+}
+
 pub(super) struct Watched {
-    /// Those that are open, each with what TCP knew when its socket went.
-    pub(super) flows: FlowMap<Option<Box<FlowInfo>>>,
+    /// Those that are open.
+    pub(super) flows: FlowMap<Known>,
     /// Of flows whose sockets are bound to an interface: which. The kernel wants to know it.
     pub(super) bound: FlowMap<u32>,
     /// `flows` has got other keys.
@@ -39,6 +55,13 @@ pub(super) struct Watched {
     /// What has not yet been handed on of the sockets that went.
     pub(super) fresh: Vec<(FlowId, FlowInfo)>,
     pub(super) queue: Option<Queue>,
+    /// Lists that have been begun.
+    lists: u32,
+    /// After so many of them the kernel gave up telling of sockets, and no list has been made
+    /// since then that shows which.
+    deaf_since: Option<u32>,
+    /// Sockets of flows that went unheard of, and are not yet counted.
+    unheard: usize,
     ends: Option<Ends>,
     diag: Diag,
     protocol: Protocol,
@@ -68,6 +91,9 @@ impl Shared {
             has_changed: false,
             fresh: Vec::new(),
             queue: None,
+            lists: 0,
+            deaf_since: None,
+            unheard: 0,
             ends,
             diag: Diag::open()?,
             protocol,
@@ -83,9 +109,10 @@ impl Shared {
 }
 
 impl Watched {
-    /// What is readable when a socket has gone.
-    pub(super) fn ends(&self) -> Option<OwnedFd> {
-        self.ends.as_ref()?.as_fd().try_clone_to_owned().ok()
+    /// What is readable when a socket has gone, and how long it may be left alone.
+    pub(super) fn ends(&self) -> Option<(OwnedFd, Duration)> {
+        let ends = self.ends.as_ref()?;
+        Some((ends.as_fd().try_clone_to_owned().ok()?, ends.rest()))
     }
 
     /// Learns which flows have started and ended, and which of them have lost their socket.
@@ -94,7 +121,7 @@ impl Watched {
             for event in batch.iter() {
                 self.has_changed |= match event {
                     Event::Start(flow) if flow.id.protocol() == self.protocol => {
-                        self.flows.insert(flow.id, None).is_none()
+                        self.flows.insert(flow.id, Known::default()).is_none()
                     }
                     Event::End(flow, _) => {
                         self.bound.remove(&flow.id);
@@ -110,36 +137,75 @@ impl Watched {
         self.take_ends();
     }
 
+    /// A list is begun.
+    pub(super) fn begin_list(&mut self) {
+        self.lists = self.lists.saturating_add(1);
+    }
+
     /// Leaves out the sockets of no flow, all at a time, so that the processor gets the next ones
     /// from memory meanwhile.
     pub(super) fn keep_watched(&mut self, there: &mut Vec<(FlowId, &Socket<'_>)>) {
+        let list = self.lists;
         there.retain(|(id, socket)| {
-            let is_watched = self.flows.contains_key(id);
-            if is_watched && socket.interface != 0 {
+            let Some(known) = self.flows.get_mut(id) else { return false };
+            if is_whole(socket) {
+                known.seen = list;
+            }
+            if socket.interface != 0 {
                 self.bound.insert(*id, socket.interface);
             }
-            is_watched
+            true
         });
     }
 
+    /// A list is made. If the kernel gave up telling of sockets, it shows whose may have gone;
+    /// the one after that does, since the kernel may still be about to tell.
+    pub(super) fn end_list(&mut self) {
+        let Watched { flows, bound, diag, lists, deaf_since: Some(since), unheard, .. } = self
+        else {
+            return;
+        };
+        let is_missing = |known: &Known| known.is_thought_there() && known.seen + 1 < *lists;
+        for (id, known) in flows.iter_mut().filter(|(_, known)| is_missing(known)) {
+            // A list has the states that are asked for, and not every one that it should.
+            let interface = bound.get(id).copied().unwrap_or(0);
+            let mut is_there = false;
+            let _ = diag.look_up(id, NO_COOKIE, interface, extension::INFO, |socket| {
+                is_there = is_whole(socket);
+            });
+            if !is_there {
+                known.seen = 0;
+                *unheard += 1;
+            }
+        }
+        if *since + 1 < *lists {
+            self.deaf_since = None;
+        }
+    }
+
+    /// How many sockets of flows went unheard of since it was asked.
+    pub(super) fn take_unheard(&mut self) -> usize {
+        std::mem::take(&mut self.unheard)
+    }
+
     fn take_ends(&mut self) {
-        let Watched { flows, fresh, diag, ends: Some(ends), .. } = self else { return };
+        let Watched { flows, fresh, diag, lists, deaf_since, ends: Some(ends), .. } = self else {
+            return;
+        };
         let outcome = ends.take(|socket| {
             let Ok(id) = socket.flow() else { return };
-            let Some(last) = flows.get_mut(&id) else { return };
+            let Some(known) = flows.get_mut(&id) else { return };
             let place = diag.in_place_of(&id, socket.interface).ok().flatten();
             let state = closed_in(socket, place);
             let info =
                 FlowInfo::last(Timestamp::now(), socket.cookie, socket.attributes(), state.0);
             fresh.push((id, info.clone()));
-            *last = Some(Box::new(info));
+            known.last = Some(Box::new(info));
         });
         match outcome {
             Ok(false) => {}
-            Ok(true) => warn_limited!(
-                "{NAME}: sockets go faster than they can be heard of, so the last octets of \
-                 some flows may not be counted"
-            ),
+            // Most sockets are no flow's, so this says little yet.
+            Ok(true) => *deaf_since = Some(*lists),
             Err(errno) => {
                 log::warn!("{NAME}: cannot hear of sockets that go: {errno}");
                 self.ends = None;
@@ -165,14 +231,23 @@ impl Watched {
             return found;
         }
         self.follow();
+        found = self.hear_of(id);
+        if self.deaf_since.is_some() && self.flows.get(id).is_some_and(Known::is_thought_there) {
+            self.unheard += 1;
+        }
+        found
+    }
+
+    /// What TCP knew when that flow's socket went, which may have been a moment ago.
+    fn hear_of(&mut self, id: &FlowId) -> Option<FlowInfo> {
         let since = Instant::now();
         let end = since + Duration::from_millis(TELLING.into());
         loop {
-            if let Some(last) = self.flows.get(id)?.clone() {
+            if let Some(last) = self.flows.get(id)?.last.clone() {
                 self.pause = PAUSE;
                 return Some(*last);
             }
-            // It may have had a socket a moment ago: then the kernel will tell.
+            // If it had a socket a moment ago, the kernel will tell.
             let now = Instant::now();
             let ends = self.ends.as_ref().filter(|_| self.patient_from <= since)?;
             if now >= end {
@@ -187,4 +262,9 @@ impl Watched {
             self.take_ends();
         }
     }
+}
+
+/// Not what is left of a socket, such as one that is TIME-WAIT.
+fn is_whole(socket: &Socket<'_>) -> bool {
+    socket.tcp_info().is_some()
 }

@@ -7,9 +7,10 @@
 //! nobody listens it costs the kernel nothing.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{recvfrom, setsockopt, sockopt, NetlinkAddr, SockProtocol};
+use nix::sys::socket::{getsockopt, recvfrom, setsockopt, sockopt, NetlinkAddr, SockProtocol};
 
 use super::{Socket, BY_FAMILY};
 use crate::error::{Error, Result};
@@ -24,12 +25,16 @@ const AT_ONCE: usize = 8192;
 const BUFFER: usize = 4096;
 /// What the kernel may keep for us, which it doubles: several thousand of them.
 const WAITING: usize = 4 << 20;
+/// Ends are heard of no more often where the kernel keeps that many for us, and as much more often
+/// as it keeps fewer.
+const REST: Duration = Duration::from_millis(50);
 
 /// What the kernel tells of, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Ends {
     fd: OwnedFd,
     buffer: Vec<u8>,
+    rest: Duration,
 }
 
 impl Ends {
@@ -40,9 +45,19 @@ impl Ends {
     pub fn open() -> Result<Self> {
         let fd = subscribe(SockProtocol::NetlinkSockDiag, GROUPS)
             .map_err(|errno| Error::os("cannot hear of sockets that go", errno))?;
-        // Without CAP_NET_ADMIN it is less.
-        let _ = setsockopt(&fd, sockopt::RcvBufForce, &WAITING);
-        Ok(Ends { fd, buffer: vec![0; BUFFER] })
+        if setsockopt(&fd, sockopt::RcvBufForce, &WAITING).is_err() {
+            // Without CAP_NET_ADMIN it is less: net.core.rmem_max at the most.
+            let _ = setsockopt(&fd, sockopt::RcvBuf, &WAITING);
+        }
+        let room = getsockopt(&fd, sockopt::RcvBuf).map_or(0, |room| room.min(2 * WAITING));
+        #[allow(clippy::cast_possible_truncation)] // some millions
+        let rest = REST * room as u32 / (2 * WAITING) as u32;
+        Ok(Ends { fd, buffer: vec![0; BUFFER], rest })
+    }
+
+    /// So long it may be left alone between two looks without losing more than it would anyway.
+    pub fn rest(&self) -> Duration {
+        self.rest
     }
 
     /// Tells of the sockets that went, and does not wait. Returns whether some were lost,
