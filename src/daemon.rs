@@ -63,10 +63,11 @@ pub fn run(config: Config, origin: Origin) -> Result<()> {
     result
 }
 
-/// Whether that enricher knows what connections of TCP carry.
+/// Whether that enricher knows what connections of TCP carry: all of them, also those that are
+/// older than the daemon or over in a moment.
 fn measures_tcp(name: &str, section: &Section) -> bool {
     let is_tcp = || section.int::<u8>("protocol") == Protocol::Tcp.number();
-    name != "netlink" || (is_tcp() && section.int::<u8>("ext") & 2 != 0)
+    name == "netlink" && is_tcp() && section.int::<u8>("ext") & 2 != 0
 }
 
 /// From the first part that is built to the last thread that is joined.

@@ -9,9 +9,12 @@ use nix::sys::signal::Signal;
 use serde_json::{json, Value};
 
 use super::connections::{foreign, Group};
+use super::counts::retransmitted;
 use super::iperf3::{Server, PORT};
+use super::rig::{line, ATLAS};
 use crate::common::{
-    free_port, glowd_words, receive, skip_unless_root, wait_for, Daemon, Pair, DEVICE, THERE, UNIT,
+    free_port, glowd_words, receive, skip_unless_root, v6, wait_for, Connection, Daemon, Pair,
+    DEVICE, HERE, THERE, UNIT,
 };
 
 /// Four streams between one pair of hosts, each with its octets to the last one, as the
@@ -111,6 +114,53 @@ fn ongoing_fireflies_have_a_block_of_their_own() {
     let end = next("end");
     assert!(end["netlink"]["rtt"].is_number() && end["skOps"].is_null(), "{end}");
     assert_eq!(end["usage"], json!({ "sent": 5000, "received": 0 }));
+    daemon.stop(&[]);
+}
+
+/// A connection that is older than the daemon, and one that is over in a moment.
+#[test]
+fn what_it_does_not_see_the_marker_counts() {
+    if skip_unless_root() {
+        return;
+    }
+    let pair = Pair::new();
+    let ends = |port| (v6(HERE, port), v6(THERE, 1094));
+    let open = |(from, to)| Connection::open((&pair.here, from), (&pair.there, to), 0);
+    let old = open(ends(40_000));
+    let mut daemon = Daemon::start_in(
+        &pair.here,
+        json!({
+            "plugins": { "namedPipe": {}, "api": { "bindPort": 7777 } },
+            "enrichers": { "skops": {} },
+            "backends": { "marker": { "targetInterfaces": [DEVICE] } },
+        }),
+    );
+    for (port, old) in [(40_000, Some(old)), (40_001, None)] {
+        let (from, to) = ends(port);
+        let change = |is_start| line(is_start, "tcp", from, to, ATLAS);
+        daemon.write(&change(true));
+        // The marker hears of it behind the dispatcher.
+        wait_for("the entry", || {
+            let (_, answer) = pair.here.enter(|| daemon.get("/flows"));
+            answer["flows"][0]["marked"].is_object().then_some(())
+        });
+        let Connection { mut client, mut server } = old.unwrap_or_else(|| open((from, to)));
+        client.write_all(&[1; 3000]).expect("to send");
+        server.read_exact(&mut [0; 3000]).expect("what was sent");
+        server.write_all(&[1; 70]).expect("to answer");
+        client.read_exact(&mut [0; 70]).expect("the answer");
+        drop((client, server));
+        daemon.write(&change(false));
+        let said = daemon.wait_for_line(&format!("end tcp {from}"));
+        let (_, over) = said.split_once(" over, ").expect("the figures");
+        let mut figures = over.split(' ').filter_map(|word| word.parse::<u64>().ok());
+        for (octets, host) in [(3000, &pair.here), (70, &pair.there)] {
+            let found = figures.next().expect("a figure");
+            // What is sent again counts again.
+            let most = octets + 65_535 * retransmitted(host);
+            assert!((octets..=most).contains(&found), "{said}");
+        }
+    }
     daemon.stop(&[]);
 }
 

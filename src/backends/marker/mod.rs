@@ -135,7 +135,7 @@ static KEYS: &[Key] = &[
         doc:
             "Which packets that arrive for open flows are counted, by a program on the way in of \
               the same interfaces: none, those of UDP, or those of TCP and UDP. With auto it is udp \
-              if an enricher is configured, which knows more of TCP, and otherwise all. What leaves \
+              if enricher netlink is configured, which knows more of TCP, and otherwise all. What leaves \
               is always counted; the usage of a flow takes both, see COUNTERS in glowd(8). A packet \
               of TCP that arrives costs about 1 ns with udp and, like one of UDP, 40 ns where it is \
               counted. Nothing is counted before Linux 5.6, unless the kernel has its features.",
