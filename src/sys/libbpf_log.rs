@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Once;
 
 use libbpf_sys as sys;
-use log::{debug, log_enabled, Level};
+use log::debug;
 
 use super::probe::is_free_of_memlock;
 use crate::error::Error;
@@ -95,11 +95,11 @@ unsafe extern "C" fn print(
     format: *const c_char,
     arguments: *mut sys::__va_list_tag,
 ) -> c_int {
-    let warning = level == sys::LIBBPF_WARN;
-    if !warning && !log_enabled!(Level::Debug) {
+    // What it does at each step, hundreds of lines, is for who works on libbpf.
+    if level != sys::LIBBPF_WARN {
         return 0;
     }
-    let mut buffer = vec![0; if warning { MESSAGE_SIZE } else { 1024 }];
+    let mut buffer = vec![0; MESSAGE_SIZE];
     // SAFETY: the buffer has the size that is passed; format and arguments belong
     // together and are libbpf's, valid until this returns and used only here.
     unsafe { vsnprintf(buffer.as_mut_ptr().cast(), buffer.len() as c_ulong, format, arguments) };
@@ -107,9 +107,7 @@ unsafe extern "C" fn print(
     let text = text.trim_end();
     // A logger or an allocator that panics must not unwind into C.
     let _ = std::panic::catch_unwind(|| {
-        if warning {
-            keep(text);
-        }
+        keep(text);
         // A verifier's log is thousands of lines, of which the last tell.
         let lines: Vec<&str> = text.lines().collect();
         for line in &lines[lines.len().saturating_sub(VERIFIER_LINES)..] {
