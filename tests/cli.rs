@@ -126,7 +126,7 @@ fn tags_are_encoded_and_decoded() {
         (&["tag", "encode", "alcie", "1"], "\"alcie\" is no experiment: did you mean \"alice\"?"),
         (&["tag", "decode"], "\"tag decode\" takes a number, or bytes in hexadecimal"),
         (&["tag", "decode", "0"], "\"0\" carries no tag, in whichever form"),
-        (&["tag"], "\"tag\" is not a command: did you mean \"tag encode\"?"),
+        (&["tag"], "\"tag\" is not a command: did you mean \"tag encode\" or \"tag decode\"?"),
     ] {
         let lines = refused(words, 64);
         assert!(lines[0].starts_with(&format!("glowd: {message}")), "{lines:?}");

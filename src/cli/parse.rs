@@ -74,15 +74,17 @@ pub(super) fn find_command(words: &[String]) -> Result<&'static Command> {
     let names = || COMMANDS.iter().map(|command| command.name);
     // The words may begin with one of two words, or be both of them, misspelt.
     let two = words.iter().take(2).map(String::as_str).collect::<Vec<_>>().join(" ");
-    let near = names()
-        .find(|name| name.split_once(' ').is_some_and(|(start, _)| start == first))
-        .or_else(|| nearest(&two, names()))
-        .or_else(|| nearest(first, names()));
-    let hint = match near {
-        Some(name) => format!("did you mean \"{name}\"?"),
-        None => "\"glowd help\" lists the commands".to_owned(),
+    let mut near: Vec<&str> = names()
+        .filter(|name| name.split_once(' ').is_some_and(|(start, _)| start == first))
+        .collect();
+    if near.is_empty() {
+        near.extend(nearest(&two, names()).or_else(|| nearest(first, names())));
+    }
+    let hint = match near.as_slice() {
+        [] => "\"glowd help\" lists the commands".to_owned(),
+        names => format!("did you mean \"{}\"?", names.join("\" or \"")),
     };
-    let typed = if near.is_some_and(|name| name.contains(' ')) { &two } else { first };
+    let typed = if near.iter().any(|name| name.contains(' ')) { &two } else { first };
     Err(Error::usage(format!("{typed:?} is not a command: {hint}")))
 }
 
