@@ -81,7 +81,9 @@ pub mod keys {
         "command",
         Kind::Text,
         "The name of a process that has the socket, as ps -o comm shows it: the first 15 octets. It \
-         takes CAP_BPF and CAP_PERFMON, and Linux 5.8 with BTF.",
+         takes CAP_BPF and CAP_PERFMON, and Linux 5.8 with BTF. Of a connection that another host \
+         opens it is known at the next look only: one that is over by then is not found, neither \
+         by this rule nor by those behind it, so such rules are best the last.",
     );
     /// The tag's first half.
     pub const EXPERIMENT: Key = key(
