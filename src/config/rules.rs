@@ -173,6 +173,12 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         let text = "plugins.perfsonar: nothing will carry its tag without backends.marker";
         remarks.push((Level::Warn, text.to_owned()));
     }
+    let netlink = config.section("plugins.netlink");
+    if netlink.is_some_and(|it| it.rules("rules").is_empty() && it.text("experiment").is_empty()) {
+        let text = "plugins.netlink: there are no rules and no experiment, so it gives no \
+                    connection a tag";
+        remarks.push((Level::Warn, text.to_owned()));
+    }
     if !config.top.list("stunServers").is_empty() {
         let text = "stunServers: has no effect without the backend firefly";
         remarks.push((Level::Info, text.to_owned()));
