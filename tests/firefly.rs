@@ -430,7 +430,8 @@ fn what_cannot_be_configured_is_said() {
     let problems = |values: &[_]| (spec.check)(&Section::new("backends.firefly", section(values)));
     assert_eq!(
         problems(&[NO_DESTINATION]),
-        ["sendToDestination: false, and no collector: there is nothing to send to"]
+        ["sendToDestination: false, and neither collectors nor sendToCollector: there is \
+          nothing to send to"]
     );
     let bad = ["a:0".to_string(), "::1".to_string(), "a".to_string()];
     assert_eq!(
