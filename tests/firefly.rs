@@ -200,6 +200,7 @@ fn odd_hostnames_do_not_lose_the_firefly() {
         tag,
         label: 0,
         start,
+        is_undated: false,
         source: "test",
         application: None,
         news: None,
