@@ -5,8 +5,10 @@ DESTDIR ?=
 PREFIX ?= /usr
 # A folder made by tools/musl-toolchain.sh, where rustup cannot download musl's target.
 MUSL_TOOLCHAIN ?=
+# Where cargo puts what it makes: it reads the same variable of the environment.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 # What is installed.
-BINARY ?= target/release/glowd
+BINARY ?= $(TARGET)/release/glowd
 # Which of rpm/*.conf the units get: el8.conf, backoff.conf, or none.
 DROPINS ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
@@ -33,12 +35,11 @@ static: deps-static ## build the static binary (x86_64: target/x86_64-unknown-li
 	@MUSL_TOOLCHAIN="$(MUSL_TOOLCHAIN)" tools/static
 
 run: build ## build the daemon and run it in the foreground with ./conf.json
-	target/release/glowd --conf conf.json run
+	$(TARGET)/release/glowd --conf conf.json run
 
 demo: deps-test ## show a marked transfer between two network namespaces (root)
 	$(CARGO) build --locked --bin glowd --example demo
-	target/debug/examples/demo
-	target/debug/examples/demo
+	$(TARGET)/debug/examples/demo
 
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test
@@ -91,7 +92,7 @@ rpm: deps-rpm ## build the packages for EL and Fedora, tested and without networ
 	tools/rpm -ba
 
 deb: build deps-deb ## build the package for Debian and Ubuntu (target/deb)
-	tools/deb
+	BINARY="$(BINARY)" tools/deb
 
 test-packages: deps-packaging ## build, install, upgrade, verify and remove the packages (root)
 	tools/test-packages

@@ -53,32 +53,35 @@ static __always_inline struct count *counters(__u32 slot,
 	return bpf_map_lookup_elem(&counts, &index);
 }
 
-/* @arrives is a constant: on ingress. */
-static __always_inline void count(struct __sk_buff *skb, const struct packet *packet,
-				  __u32 slot, const volatile struct settings *settings,
-				  int arrives)
+/* Returns how many octets were counted. @arrives is a constant: on ingress. */
+static __always_inline __u32 count(struct __sk_buff *skb, const struct packet *packet,
+				   __u32 slot, const volatile struct settings *settings,
+				   int arrives)
 {
 	struct count *count = counters(slot, settings);
+	__u32 octets;
 
 	if (!count)
-		return;
+		return 0;
+	octets = payload_of(skb, packet);
 	if (arrives) {
 		count->received_packets++;
-		count->received_octets += payload_of(skb, packet);
+		count->received_octets += octets;
 	} else {
 		count->packets++;
-		count->octets += payload_of(skb, packet);
+		count->octets += octets;
 	}
 	/* The kernel reads a word for it, where every clock would cost ten times that. */
 	count->last = bpf_jiffies64();
+	return octets;
 }
 
 /*
  * Says of a packet that was counted before it could be marked that it was not. So one that
- * is marked, as nearly all are, is counted once, by what was read before it grew.
+ * is marked, as nearly all are, is counted once, by what was read before it grew: a VLAN tag
+ * may have moved since then.
  */
-static __always_inline void count_as_unmarked(struct __sk_buff *skb,
-					      const struct packet *packet, __u32 slot,
+static __always_inline void count_as_unmarked(__u32 octets, __u32 slot,
 					      const volatile struct settings *settings)
 {
 	struct count *count = counters(slot, settings);
@@ -86,7 +89,7 @@ static __always_inline void count_as_unmarked(struct __sk_buff *skb,
 	if (!count)
 		return;
 	count->unmarked_packets++;
-	count->unmarked_octets += payload_of(skb, packet);
+	count->unmarked_octets += octets;
 }
 
 #endif

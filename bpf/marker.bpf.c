@@ -82,6 +82,7 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 	struct packet packet;
 	struct flow_value flow;
 	enum unmarked_reason reason = UNMARKED_REASONS;
+	__u32 octets;
 
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		if (!parse_plain(skb, l2, &key, &packet) && parse_any(skb, l2, &key, &packet) < 0)
@@ -99,7 +100,7 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 	}
 	if (!find_flow(&key, &flow))
 		return;
-	count(skb, &packet, flow.slot, &settings, 0);
+	octets = count(skb, &packet, flow.slot, &settings, 0);
 	if (settings.strategy == STRATEGY_LABEL) {
 		if (write_label(skb, &packet, flow.label) < 0)
 			reason = UNMARKED_KERNEL;
@@ -108,7 +109,7 @@ static __always_inline void mark(struct __sk_buff *skb, __u32 l2)
 	}
 	if (reason != UNMARKED_REASONS) {
 		count_unmarked(reason);
-		count_as_unmarked(skb, &packet, flow.slot, &settings);
+		count_as_unmarked(octets, flow.slot, &settings);
 	}
 	if (settings.debug)
 		bpf_printk("glowd: experiment %d activity %d: %d", flow.experiment,

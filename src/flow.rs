@@ -401,6 +401,8 @@ pub struct Flow {
     pub label: u32,
     /// When it began.
     pub start: Timestamp,
+    /// Nobody knows when its connection began: `start` is when it was found.
+    pub is_undated: bool,
     /// The plugin that reported it, by configuration key.
     pub source: &'static str,
     /// The program that it belongs to, if the sender named it.

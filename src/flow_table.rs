@@ -135,11 +135,13 @@ impl FlowTable {
         match event.state {
             FlowState::Start | FlowState::Ongoing => {
                 let start = event.time.unwrap_or(now);
+                let is_undated = authority == Authority::Found && event.time.is_none();
                 let FlowEvent { tag, application, usage, .. } = event;
                 let usage = usage.map(|usage| *usage);
                 let mut new = Stored {
                     tag,
                     start,
+                    is_undated,
                     source,
                     authority,
                     is_turned: false,
@@ -180,6 +182,8 @@ impl FlowTable {
                     }
                     Entry::Occupied(mut slot) => {
                         new.is_turned = slot.get().is_turned;
+                        // It begins with its tag.
+                        new.is_undated = false;
                         new.open(&mut self.meter, &id);
                         new.learn(slot.get().authority);
                         let old = slot.insert(new);

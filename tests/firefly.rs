@@ -200,6 +200,7 @@ fn odd_hostnames_do_not_lose_the_firefly() {
         tag,
         label: 0,
         start,
+        is_undated: false,
         source: "test",
         application: None,
         news: None,
@@ -430,7 +431,8 @@ fn what_cannot_be_configured_is_said() {
     let problems = |values: &[_]| (spec.check)(&Section::new("backends.firefly", section(values)));
     assert_eq!(
         problems(&[NO_DESTINATION]),
-        ["sendToDestination: false, and no collector: there is nothing to send to"]
+        ["sendToDestination: false, and neither collectors nor sendToCollector: there is \
+          nothing to send to"]
     );
     let bad = ["a:0".to_string(), "::1".to_string(), "a".to_string()];
     assert_eq!(

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use glowd::{backends, enrichers, plugins};
 
@@ -128,6 +129,25 @@ fn the_variable_that_the_help_names_is_the_one_that_is_read() {
     let script = fs::read_to_string(root().join("tools/fuzz")).unwrap();
     assert!(fuzz.contains("(SECONDS_EACH=60)"), "{fuzz}");
     assert!(script.contains("${SECONDS_EACH:-60}"), "{script}");
+}
+
+#[test]
+fn make_runs_what_cargo_has_built_wherever_that_is() {
+    let shown = |folder: &str| {
+        let mut make = Command::new("make");
+        make.args(["-n", "run", "demo"]).current_dir(root()).env_remove("MAKEFLAGS");
+        let output = make.env("CARGO_TARGET_DIR", folder).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (variable, folder) in [("", "target"), ("/some/where", "/some/where")] {
+        let lines = shown(variable);
+        let run = |program: &str| {
+            let line = format!("{folder}/{program}");
+            lines.lines().filter(|found| found.split(' ').next() == Some(&line)).count()
+        };
+        assert_eq!((run("release/glowd"), run("debug/examples/demo")), (1, 1), "{lines}");
+    }
 }
 
 /// What a release changes together: rpm/RELEASING.md.

@@ -43,6 +43,7 @@ fn judge(datagram: &[u8]) {
         tag: event.tag,
         label: 0,
         start,
+        is_undated: false,
         source: "fuzz",
         application: event.application,
         news: Some(Arc::new(News { heard: start, usage: report.usage, ..News::default() })),

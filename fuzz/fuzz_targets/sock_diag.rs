@@ -47,6 +47,7 @@ fn tell(protocol: Protocol, socket: &Socket<'_>) {
         tag: Tag::new(1, 1).unwrap(),
         label: 0,
         start: now,
+        is_undated: false,
         source: "fuzz",
         application: None,
         news: Some(Arc::new(News { heard: now, info: Some(Arc::new(info)), ..News::default() })),

@@ -212,15 +212,33 @@ impl<'t> Judge<'t> {
             let names: Vec<_> = spec.keys.iter().map(Name::of_key).collect();
             let given = self.members(&path, member.value, "key", &names);
             let section = self.section(&path, spec.keys, given);
-            // The rules need good values, and would speak of defaults otherwise.
-            if self.problems.len() == before {
-                for message in (spec.check)(&section) {
-                    self.rule(format!("{path}.{message}"));
-                }
-            }
+            self.section_rules(before, spec.keys, &section, spec.check);
             parts.push((*spec, section));
         }
         parts
+    }
+
+    /// The rules over several keys of a section, which has the problems from that number on.
+    /// In place of a wrong value they see the default: what they say of its key is not said,
+    /// and nothing where a key may be meant for another.
+    fn section_rules(
+        &mut self,
+        before: usize,
+        keys: &[Key],
+        section: &Section,
+        check: fn(&Section) -> Vec<String>,
+    ) {
+        let wrong = self.problems[before..].iter();
+        let wrong = wrong.map(|problem| key_of(&problem.message, section.path()));
+        let is_known =
+            |key: &str| keys.iter().any(|known| key.split('[').next() == Some(known.name));
+        if wrong.clone().all(is_known) {
+            let mut messages = check(section);
+            messages.retain(|message| !wrong.clone().any(|key| message.contains(key)));
+            for message in messages {
+                self.rule(format!("{}.{message}", section.path()));
+            }
+        }
     }
 
     /// Whether the key at that full path was given, under whatever name.
@@ -282,6 +300,19 @@ impl<'t> Judge<'t> {
     fn note(&mut self, level: Level, at: usize, message: &str) {
         let text = format!("{}:{}: {message}", self.name, Position::of(self.text, at));
         self.notes.push(Note { level, text });
+    }
+}
+
+/// The key of the section at `path` that a problem is about, or the item of it that has keys
+/// itself, such as `rules[1]`.
+fn key_of<'m>(message: &'m str, path: &str) -> &'m str {
+    let rest = message.get(path.len() + 1..).unwrap_or_default();
+    let end = rest.find(['.', ':', ' ']).unwrap_or(rest.len());
+    let key = &rest[..end];
+    if rest[end..].starts_with('.') {
+        key
+    } else {
+        key.split('[').next().unwrap_or_default()
     }
 }
 

@@ -206,6 +206,14 @@ fn rules_over_several_keys_name_the_place_of_the_key() {
     // Not judged on top of a wrong value.
     let text = r#"{"plugins": {"tap": {"first": 9, "last": "9"}}}"#;
     assert_eq!(problems(text).len(), 1);
+    // Nor where a key may be meant for another.
+    let text = r#"{"plugins": {"tap": {"first": 9, "lats": 9}}}"#;
+    assert_eq!(problems(text).len(), 1);
+    // But beside one that has nothing to do with them.
+    let text = r#"{"plugins": {"tap": {"first": 9, "bindPort": "9"}}}"#;
+    let found = problems(text);
+    let keys: Vec<_> = found.iter().map(|text| text.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(keys, ["plugins.tap.first", "plugins.tap.bindPort"], "{found:?}");
 }
 
 #[test]

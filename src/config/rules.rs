@@ -1,5 +1,7 @@
 //! The keys of the top level, and the rules that span sections.
 
+use std::net::SocketAddr;
+
 use log::Level;
 
 use super::check::Judge;
@@ -138,6 +140,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
             seen.push((path, file));
         }
     }
+    problems.extend(listens_twice(config));
     if finds_twice(config) {
         problems.push(
             "plugins.perfsonar.fireflies: plugin netlink finds the connections of this host \
@@ -146,6 +149,22 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
         );
     }
     problems
+}
+
+/// Both are of TCP. Whether `::` takes IPv4 too the system says (ipv6(7), net.ipv6.bindv6only),
+/// so that is left to the start.
+fn listens_twice(config: &Config) -> Option<String> {
+    let listens = |path, port| {
+        let section = config.section(path)?;
+        Some(SocketAddr::new(section.address("bindAddress").to_canonical(), section.int(port)))
+    };
+    let api = listens("plugins.api", "bindPort")?;
+    let other = listens("backends.prometheus", "port")?;
+    let is_wide = api.is_ipv4() == other.is_ipv4()
+        && (api.ip().is_unspecified() || other.ip().is_unspecified());
+    let meet = api.port() == other.port() && (api.ip() == other.ip() || is_wide);
+    (meet && api.port() != 0)
+        .then(|| format!("backends.prometheus.port: {other} is taken by plugins.api, at {api}"))
 }
 
 /// Two plugins that look for the same connections would give them two tags in turn.
@@ -171,6 +190,12 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         && !config.backends.iter().any(|(spec, _)| spec.name == "marker")
     {
         let text = "plugins.perfsonar: nothing will carry its tag without backends.marker";
+        remarks.push((Level::Warn, text.to_owned()));
+    }
+    let netlink = config.section("plugins.netlink");
+    if netlink.is_some_and(|it| it.rules("rules").is_empty() && it.text("experiment").is_empty()) {
+        let text = "plugins.netlink: there are no rules and no experiment, so it gives no \
+                    connection a tag";
         remarks.push((Level::Warn, text.to_owned()));
     }
     if !config.top.list("stunServers").is_empty() {

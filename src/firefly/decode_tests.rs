@@ -176,6 +176,7 @@ fn our_own_are_read() {
             tag: Tag::new(2, 16).unwrap(),
             label: 0,
             start: Timestamp(1_632_309_147_808_092),
+            is_undated: false,
             source: "test",
             application: application.map(Into::into),
             news: Some(Arc::new(News {

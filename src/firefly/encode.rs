@@ -202,6 +202,7 @@ mod tests {
             tag,
             label: tag.label(0),
             start: Timestamp(1_632_309_147_808_092),
+            is_undated: false,
             source: "test",
             application: application.map(Into::into),
             news: None,

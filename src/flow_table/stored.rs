@@ -16,6 +16,8 @@ use crate::meter::Meter;
 pub(super) struct Stored {
     pub(super) tag: Tag,
     pub(super) start: Timestamp,
+    /// That is when it was found, since nobody knows when it began.
+    pub(super) is_undated: bool,
     pub(super) source: &'static str,
     pub(super) authority: Authority,
     /// Its source is elsewhere, and its destination here.
@@ -33,6 +35,7 @@ impl Stored {
             tag: self.tag,
             label: self.tag.label(key.entropy(&id)),
             start: self.start,
+            is_undated: self.is_undated,
             source: self.source,
             application: self.application.clone(),
             news: self.news.clone(),
@@ -153,6 +156,43 @@ impl Stored {
         let info = self.news.as_ref().and_then(|news| news.info.as_ref());
         if let Some((info, usage)) = info.and_then(|info| Some((info, info.usage()?))) {
             carried.note(info.cookie, usage);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow_table::FlowTable;
+
+    #[test]
+    fn only_what_was_found_without_a_time_has_no_known_start() {
+        use Authority::{Found, Heard, Told};
+        let end = |port| std::net::SocketAddr::new([10, 0, 0, 1].into(), port);
+        let id = FlowId::new(crate::flow::Protocol::Tcp, end(1), end(2)).unwrap();
+        let event = |activity, time| {
+            let (state, tag) = (FlowState::Start, Tag::new(2, activity).unwrap());
+            FlowEvent { state, id, tag, time, application: None, usage: None }
+        };
+        let time = Some(Timestamp(3));
+        for (authority, time, expected) in [
+            (Found, None, true),
+            (Found, time, false),
+            (Heard, None, false),
+            (Told, None, false),
+            (Told, time, false),
+        ] {
+            let mut table = FlowTable::new(EntropyKey::of_this_boot());
+            table.apply(event(16, time), ("a", authority), Timestamp(5));
+            let flow = table.flow(&id).unwrap();
+            assert_eq!(flow.is_undated, expected, "{authority:?} {time:?}");
+            // Who else tells of it says nothing of its start; with another tag it begins now.
+            table.apply(event(16, Some(Timestamp(4))), ("b", Told), Timestamp(6));
+            let told = table.flow(&id).unwrap();
+            assert_eq!((told.start, told.is_undated), (flow.start, expected));
+            table.apply(event(15, None), ("a", Told), Timestamp(7));
+            let flow = table.flow(&id).unwrap();
+            assert_eq!((flow.start, flow.is_undated), (Timestamp(7), false));
         }
     }
 }

@@ -240,6 +240,7 @@ fn flow(src: &str, dst: &str) -> Flow {
         tag,
         label: 0,
         start: Timestamp(0),
+        is_undated: false,
         source: "test",
         application: None,
         news: None,

@@ -161,6 +161,28 @@ fn packets_that_cannot_be_marked_are_told_by_flow_and_rule() {
     }
 }
 
+/// The kernel does not let what it cannot cut as TCP grow, and that is known only when the
+/// outermost tag has been taken off: it comes back beside the data.
+#[test]
+fn what_fails_behind_tags_is_counted_by_what_it_was() {
+    if skip_unless_root() {
+        return;
+    }
+    for strategy in HEADER_STRATEGIES {
+        for packet in [
+            Packet::tcp(3000),
+            Packet::tcp(3000).tag(0x8100, 5),
+            Packet::tcp_with(0x10, &[1; 12], 3000).tag(0x8100, 5),
+            Packet::tcp(3000).tag(0x88a8, 7).tag(0x8100, 5),
+        ] {
+            let rig = counting(strategy);
+            rig.egress_gso(&packet.frame(), 1400);
+            assert_eq!(counted(&rig, 1), [1, 3000, 0, 0], "{strategy:?} {:?}", packet.tags);
+            assert_eq!(unmarked(&rig, 1), [1, 3000], "{strategy:?} {:?}", packet.tags);
+        }
+    }
+}
+
 /// A rule for TCP and UDP that is counted in that slot.
 fn rule(slot: u32) -> Rule {
     Rule {

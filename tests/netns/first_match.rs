@@ -95,6 +95,10 @@ fn connections_that_are_older_than_the_rule_are_said_to_be_so() {
         daemon.rewrite(config(&rule("7000-7010"), immediate));
         daemon.signal(Signal::SIGHUP);
         daemon.wait_for_line("found 5 connections that were open already; their flows begin now");
+        let flows = pair.here.enter(|| daemon.get("/flows").1);
+        let flows = flows["flows"].as_array().expect("flows");
+        assert_eq!(flows.len(), 5, "{flows:?}");
+        assert!(flows.iter().all(|flow| flow["startUnknown"] == true), "{flows:?}");
         // One that begins later is no such.
         let _later = link(5);
         daemon.wait_for_line("start tcp [fd00::1]:40005");

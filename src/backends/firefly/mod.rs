@@ -45,15 +45,21 @@ pub(super) static SPEC: Spec = Spec {
     aliases: &[],
     summary: "sends a firefly, a UDP datagram that describes the flow, when a flow starts and ends",
     keys: keys::KEYS,
-    check: |section| match (section.section("stun").map(stun::problems), collectors(section)) {
-        (Some(problems), _) if !problems.is_empty() => {
-            problems.into_iter().map(|problem| format!("stun.{problem}")).collect()
+    check: |section| {
+        let mut problems = section.section("stun").map(stun::problems).unwrap_or_default();
+        problems.iter_mut().for_each(|problem| problem.insert_str(0, "stun."));
+        match collectors(section) {
+            Err(more) => problems.extend(more),
+            Ok(collectors) if collectors.is_empty() && !section.bool("sendToDestination") => {
+                problems.push(
+                    "sendToDestination: false, and neither collectors nor sendToCollector: there \
+                     is nothing to send to"
+                        .into(),
+                );
+            }
+            Ok(_) => {}
         }
-        (_, Err(problems)) => problems,
-        (_, Ok(collectors)) if collectors.is_empty() && !section.bool("sendToDestination") => {
-            vec!["sendToDestination: false, and no collector: there is nothing to send to".into()]
-        }
-        (_, Ok(_)) => Vec::new(),
+        problems
     },
     build: |section, context| {
         let lookup = |host: &str, port| (host, port).to_socket_addrs().map(Iterator::collect);

@@ -74,7 +74,17 @@ mod tests {
         let id = FlowId::new(Protocol::Tcp, src, "[2001:db8::2]:1094".parse().unwrap()).unwrap();
         let tag = Tag::new(2, activity).unwrap();
         let (label, start) = (tag.label(0), Timestamp(0));
-        Flow { id, tag, label, start, source: "test", application: None, news: None, counted: None }
+        Flow {
+            id,
+            tag,
+            label,
+            start,
+            is_undated: false,
+            source: "test",
+            application: None,
+            news: None,
+            counted: None,
+        }
     }
 
     #[test]

@@ -240,6 +240,7 @@ fn flow(src: &str, activity: u64) -> Flow {
         tag,
         label: tag.label(0),
         start,
+        is_undated: false,
         source: "test",
         application: None,
         news: None,

@@ -86,6 +86,10 @@ struct Counters {
 }
 
 pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enricher>> {
+    Ok(Box::new(sampler(section, context)?))
+}
+
+fn sampler(section: &Section, context: &Context) -> Result<Sampler> {
     let udp = section.int::<u8>("protocol") == Protocol::Udp.number();
     let counters = Arc::<Counters>::default();
     let counted = counters.clone();
@@ -96,7 +100,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
     });
     let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
     let wanted = Wanted { ext: section.int("ext"), in_full: context.in_full.clone() };
-    Ok(Box::new(Sampler {
+    Ok(Sampler {
         counters,
         diag: Diag::open()?,
         protocol,
@@ -106,7 +110,7 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Enri
         watched: Shared::new(protocol, wanted)?,
         filter: None,
         only_v6: false,
-    }))
+    })
 }
 
 impl Enricher for Sampler {
@@ -116,7 +120,7 @@ impl Enricher for Sampler {
     }
 
     fn run(mut self: Box<Self>, watch: Queue, out: Inlet, stop: Stop) -> Result<()> {
-        let ends = {
+        let mut ends = {
             let mut watched = self.watched.lock();
             watched.queue = Some(watch);
             watched.ends()
@@ -146,6 +150,8 @@ impl Enricher for Sampler {
             let (fresh, unheard) = {
                 let mut watched = self.watched.lock();
                 watched.follow();
+                // What nobody reads any more would be readable for ever.
+                ends = ends.filter(|_| watched.ends.is_some());
                 (std::mem::take(&mut watched.fresh), watched.take_unheard())
             };
             let (taken, lost) = (fresh.len(), hand_on(fresh, &out));

@@ -1,8 +1,10 @@
 //! Tests of sampler.rs.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -52,6 +54,34 @@ fn usage_is_what_was_sent() {
             assert_eq!(flow.usage(), Some(usage));
         });
     }
+}
+
+/// Else it would be woken for good, as soon as a socket of anybody's has gone.
+#[test]
+fn the_socket_is_closed_by_which_no_ends_are_heard_of_any_more() {
+    let sampler = sampler(&section("enrichers.netlink"), &context()).unwrap();
+    let watched = sampler.watched.clone();
+    let number = watched.lock().ends.as_ref().unwrap().as_fd().as_raw_fd();
+    let socket = fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+    let wait_until_open = |count: usize| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let open = fs::read_dir("/proc/self/fd").unwrap();
+            // Some are closed meanwhile.
+            let open = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+            if open.filter(|found| *found == socket).count() == count {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not open {count} times");
+            std::thread::yield_now();
+        }
+    };
+    measured(Box::new(sampler), |_, _| {
+        wait_until_open(2);
+        // As when the kernel refuses.
+        watched.lock().ends = None;
+        wait_until_open(0);
+    });
 }
 
 /// What is asked for, and kept, follows who reads it, and the bits of `ext`.

@@ -62,7 +62,8 @@ pub(super) struct Watched {
     deaf_since: Option<u32>,
     /// Sockets of flows that went unheard of, and are not yet counted.
     unheard: usize,
-    ends: Option<Ends>,
+    /// None: the kernel does not tell, or does not any more.
+    pub(super) ends: Option<Ends>,
     diag: Diag,
     protocol: Protocol,
     wanted: Wanted,

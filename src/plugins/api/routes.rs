@@ -229,6 +229,9 @@ fn write_flow(flow: &Flow, registry: &Registry, out: &mut Vec<u8>) {
             write_json(out, text);
         }
     }
+    if flow.is_undated {
+        out.extend_from_slice(br#","startUnknown":true"#);
+    }
     if let Some(Usage { received, sent }) = flow.usage() {
         let _ = write!(out, r#","usage":{{"received":{received},"sent":{sent}}}"#);
     }
@@ -346,6 +349,7 @@ mod tests {
             tag: Tag::new(2, 16).unwrap(),
             label: 1,
             start: now,
+            is_undated: true,
             source: "api",
             application: Some("x".into()),
             news: Some(news.into()),

@@ -142,7 +142,9 @@ fn check(section: &Section) -> Vec<String> {
             Ok(Collector::Literal(address))
                 if relay::certainly_reaches(address, own) && own.port() != 0 =>
             {
-                problems.push(format!("relay: {text:?}: that is this plugin itself"));
+                problems.push(format!(
+                    "relay: {text:?}: that is this plugin itself, at bindAddress and bindPort"
+                ));
             }
             Ok(_) => {}
         }

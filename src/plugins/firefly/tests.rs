@@ -392,7 +392,11 @@ fn what_cannot_be_meant_is_refused() {
         ("allowFrom", list(&["10.0.0.1/8"]), "bits behind its length"),
         ("allowFrom", list(&["localhost"]), "is not an IP address"),
         ("allowFrom", list(&[]), "allowFrom: nobody may send anything"),
-        ("relay", list(&["127.0.0.1"]), "relay: \"127.0.0.1\": that is this plugin itself"),
+        (
+            "relay",
+            list(&["127.0.0.1"]),
+            "relay: \"127.0.0.1\": that is this plugin itself, at bindAddress and bindPort",
+        ),
         ("relay", list(&["10.0.0.300"]), "relay: \"10.0.0.300\": "),
     ] {
         let found = problems(&[(key, value)]);
@@ -400,7 +404,10 @@ fn what_cannot_be_meant_is_refused() {
     }
     let everywhere = ("bindAddress", text("::"));
     let found = problems(&[everywhere, ("relay", list(&["[::1]:10514", "[::1]:10515"]))]);
-    assert_eq!(found, ["relay: \"[::1]:10514\": that is this plugin itself"]);
+    assert_eq!(
+        found,
+        ["relay: \"[::1]:10514\": that is this plugin itself, at bindAddress and bindPort"]
+    );
 }
 
 #[test]

@@ -56,9 +56,6 @@ pub(super) fn build(section: &Section, context: &Context) -> Result<Box<dyn Plug
     let names = context.names.clone();
     let (choice, mut scanner) = prepare(section, &names)?;
     choice.warn_of_missing_groups();
-    if choice.rules.0.is_empty() {
-        warn!("{NAME}: there are no rules and no experiment, so it gives no connection a tag");
-    }
     let reports = Reports::open(section, &choice)?;
     if let Some(reports) = &reports {
         scanner.ask(reports.places());

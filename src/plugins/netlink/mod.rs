@@ -43,8 +43,8 @@ pub(super) static SPEC: Spec = Spec {
                   left alone. In messages all lists are counted from 0. A connection that is \
                   open already when glowd starts, or when rules come that it matches, is found \
                   as well. Its start is when it was found, since the kernel does not keep the \
-                  true one; a line of the log says of how many that is so, and the source of \
-                  such a flow in GET /flows is netlink. It is open from the first SYN that this \
+                  true one; a line of the log says of how many that is so, and of such a flow \
+                  GET /flows says startUnknown, and that its source is netlink. It is open from the first SYN that this \
                   host sends, or from when it is established, until nothing but the wait at its \
                   end is left. Of UDP, sockets that are connected are found. What a program tells \
                   of a connection by other plugins counts more, its end included.",
