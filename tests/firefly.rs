@@ -23,9 +23,9 @@ use serde_json::Value as Json;
 
 use collector::{collected, Stored};
 
-use FlowState::{End, Start};
+use crate::common::PATIENCE;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+use FlowState::{End, Start};
 
 pub(crate) static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let schema = serde_json::from_str(include_str!("data/firefly.schema.json")).unwrap();
