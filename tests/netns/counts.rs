@@ -28,7 +28,7 @@ fn flow(pair: &Pair, daemon: &Daemon) -> Value {
 }
 
 /// How many segments of TCP the host has sent again.
-fn retransmitted(host: &Namespace) -> u64 {
+pub(super) fn retransmitted(host: &Namespace) -> u64 {
     let text = host.run("cat /proc/thread-self/net/snmp");
     let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
