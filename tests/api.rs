@@ -14,7 +14,9 @@ use glowd::plugins::named_pipe::line;
 use glowd::registry::{Names, Registry, Unknown};
 use serde_json::json;
 
-use client::{Api, PATIENCE};
+use client::Api;
+
+use crate::common::PATIENCE;
 
 fn flow(state: &str, port: u16) -> String {
     format!(

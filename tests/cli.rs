@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use glowd::net::uninterrupted;
 use nix::sys::signal::{kill, Signal};
@@ -288,7 +287,7 @@ fn start(words: &[&str], env: impl FnOnce(&mut Command, &UnixStream)) -> (Daemon
     let theirs: OwnedFd = theirs.into();
     command.args(["run", "--conf", &path]).args(words).stdin(Stdio::null()).stderr(theirs);
     let daemon = Daemon(command.spawn().unwrap());
-    ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut lines = Vec::new();
     for line in BufReader::new(ours).lines() {
         let line = line.unwrap();
@@ -400,7 +399,7 @@ fn syslog_gets_the_lines_or_the_start_fails() {
     let path = file(dir.path(), "conf.json", r#"{"pidPath": "", "log": "syslog"}"#);
     let socket = dir.path().join("log");
     let syslog = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
-    syslog.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    syslog.set_read_timeout(Some(PATIENCE)).unwrap();
     let in_namespace = |prepare: &str| {
         let script = format!(
             "mount -t tmpfs none /dev && mount -t tmpfs none /run && {prepare} && \

@@ -1,6 +1,7 @@
 //! What the other modules share: a daemon under test, namespaces, traffic, packets.
 
 use std::net::{TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,10 +34,18 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
     }
 }
 
-/// A TCP port of loopback that is free now.
+/// A port of loopback that is free, for TCP and UDP, until the test or its daemon takes it: it is
+/// given once, and not from those that the kernel gives whoever wants any port.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("its address").port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    wait_for("a free port", || {
+        // Each process of tests begins elsewhere.
+        let number = std::process::id().wrapping_mul(97);
+        let number = number.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = 20_000 + u16::try_from(number % 10_000).expect("small");
+        let at = ("127.0.0.1", port);
+        (TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok()).then_some(port)
+    })
 }
 
 /// Whether the test may not run, with the reason said. `make test` as root counts

@@ -23,9 +23,9 @@ use serde_json::Value as Json;
 
 use collector::{collected, Stored};
 
-use FlowState::{End, Start};
+use crate::common::{free_port, PATIENCE};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+use FlowState::{End, Start};
 
 pub(crate) static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let schema = serde_json::from_str(include_str!("data/firefly.schema.json")).unwrap();
@@ -393,9 +393,8 @@ fn flowd_go_s_keys_name_a_collector_and_the_header_can_be_left_out() {
 #[test]
 fn dead_destinations_do_not_disturb_the_collectors() {
     let (v4, v6) = (sink("127.0.0.1:0"), sink("[::1]:0"));
-    let closed = sink("[::1]:0"); // and nobody listens on 127.0.0.1
-    let closed_port = port(&closed);
-    drop(closed);
+    // Nobody listens there, on either address.
+    let closed_port = ("destinationPort", Value::Int(free_port().into()));
     let addresses = [&v4, &v6].map(|sink| sink.local_addr().unwrap().to_string());
     let rig = Rig::new(&[list(&addresses), closed_port]);
     let destinations = ["127.0.0.1", "[::1]", "127.255.255.255", "224.0.0.1", "[::]", "[ff02::1]"];

@@ -4,7 +4,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use glowd::dispatcher::{Dispatcher, Inlet};
 use glowd::entropy::EntropyKey;
@@ -14,8 +13,7 @@ use glowd::registry::Names;
 use glowd::shutdown::{stop_token, Stopper};
 use serde_json::Value;
 
-/// Nothing here takes that long unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use crate::common::PATIENCE;
 
 pub(crate) struct Api {
     pub(crate) address: SocketAddr,

@@ -16,7 +16,7 @@ use super::rig::{each, is_marked, is_plain, listening, Strategy, ATLAS_OUTPUT};
 use crate::common::packet::{Packet, TCP};
 use crate::common::{
     ethernet, ipv6, segment, skip_unless_root, v6, wait_for, Capture, Namespace, Pair, RawSender,
-    DEVICE, HERE, THERE,
+    DEVICE, HERE, PATIENCE, THERE,
 };
 
 const PORT: u16 = 1094;
@@ -117,7 +117,18 @@ fn what_xrootd_serves_is_marked_from_its_firefly_to_the_next() {
     let daemon = listening(&pair, &json!({}));
     let server = XRootD::start(&pair.here);
     let capture = Capture::start(&pair.there, DEVICE);
-    server.copy(&pair.there, &format!("?scitag.flow={SCITAG}"));
+    // Until the marker has obeyed, the wire carries little of what is to be marked.
+    let carry = |how: &str, rate: &str| {
+        let wire = format!("tc qdisc {how} dev {DEVICE} root tbf rate {rate} burst 128kb");
+        pair.here.run(&format!("{wire} limit 4mb"));
+    };
+    carry("add", "8mbit");
+    std::thread::scope(|scope| {
+        scope.spawn(|| server.copy(&pair.there, &format!("?scitag.flow={SCITAG}")));
+        let is_obeyed = |packet: &Packet| packet.src_port == PORT && is_marked_so(packet).is_ok();
+        capture.find(0, PATIENCE, is_obeyed).expect("a marked packet");
+        carry("change", "8gbit");
+    });
     let end = daemon.wait_for_line("firefly: end tcp");
     assert!(end.contains("experiment 2 activity 16"), "{end}");
     let start = daemon.wait_for_line("firefly: start tcp");
@@ -133,7 +144,7 @@ fn what_xrootd_serves_is_marked_from_its_firefly_to_the_next() {
         let segment = segment(TCP, from, to, &[b'x', number]);
         sender.send(&ethernet(&[], &ipv6(0, from, to, TCP, &segment)));
         capture
-            .find(before, crate::common::PATIENCE, |packet| packet.rest.ends_with(&[b'x', number]))
+            .find(before, PATIENCE, |packet| packet.rest.ends_with(&[b'x', number]))
             .expect("it arrives")
     };
     wait_for("the marker to obey", || is_plain(&segment(0)).ok());

@@ -83,7 +83,7 @@ fn every_key_that_is_live_is_obeyed() {
 
 /// A flow that a firefly told of lasts with 0, and then no longer than a second.
 fn idle_timeout() {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let mut config = json!({"idleTimeout": 0, "plugins": {"api": {"bindPort": free_port()}, "firefly": {"bindPort": port}},
                             "backends": {}});
     let mut daemon = Daemon::start(config.clone());
@@ -116,7 +116,7 @@ fn collectors() {
 /// That with `before` as the value of `key` the plugin does not take a firefly, and
 /// with `after` it does.
 fn firefly_plugin(key: &str, before: Value, after: Value) {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let mut config = json!({"plugins": {"api": {"bindPort": free_port()}, "firefly": {"bindPort": port}}, "backends": {}});
     config["plugins"]["firefly"][key] = before;
     let mut daemon = Daemon::start(config.clone());
@@ -152,7 +152,7 @@ fn has_syslog_header() {
 /// One collector after another, then none. Each firefly is another one, since what was passed
 /// on is not passed on again.
 fn firefly_relay() {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let sinks = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
     let relay = |to: &[&UdpSocket]| {
         let names = to.iter().map(|sink| sink.local_addr().unwrap().to_string());

@@ -15,7 +15,7 @@ use crate::flow::{FlowEvent, FlowId, FlowState, Protocol, Tag};
 use crate::net::uninterrupted;
 
 const LONG: Duration = Duration::from_secs(3600);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn section(to_destination: bool, port: u16, collectors: &[&str]) -> Section {
     let collectors = collectors.iter().map(|collector| collector.to_string()).collect();
@@ -144,7 +144,8 @@ fn a_collector_that_fails_is_tried_elsewhere_and_looked_up_again() {
     uninterrupted(|| sink.recv(&mut [0; 2048])).unwrap();
 }
 
-/// Neither sending nor stopping waits for the resolver.
+/// Neither sending nor stopping waits for the resolver, whom nobody answers until the end: the
+/// test would hang.
 #[test]
 fn a_look_up_that_hangs_stalls_nothing() {
     let (sink, port) = sink();
@@ -157,14 +158,12 @@ fn a_look_up_that_hangs_stalls_nothing() {
         Err(io::Error::other("the test is over"))
     };
     let section = section(true, port, &["collector.example"]);
-    let since = Instant::now();
     let mut backend = Firefly::new(&section, Arc::new(lookup), pace(), BACKLOG).unwrap();
     calls.recv_timeout(PATIENCE).unwrap();
     backend.work(&queue(vec![vec![start(1, "[::1]:1")]]));
     uninterrupted(|| sink.recv(&mut [0; 2048])).unwrap();
     assert_eq!(backend.counters.unresolved.get(), 1);
     drop(backend);
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
     drop(release);
 }
 

@@ -221,9 +221,9 @@ fn was_child() -> bool {
     true
 }
 
-/// Waits for `condition`, for a few seconds at most.
+/// Waits for `condition`, for a minute at most.
 fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::yield_now();

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A look-up that tells of each call and gives what it is told to.
     struct Oracle {
@@ -297,9 +297,12 @@ mod tests {
             (Oracle { calls, answers }, Arc::new(lookup))
         }
 
-        fn answer(&self, call: &str, answer: io::Result<Vec<SocketAddr>>) {
+        /// Says since when it may have been known.
+        fn answer(&self, call: &str, answer: io::Result<Vec<SocketAddr>>) -> Instant {
             assert_eq!(self.calls.recv_timeout(PATIENCE).as_deref(), Ok(call));
+            let now = Instant::now();
             self.answers.send(answer).unwrap();
+            now
         }
     }
 
@@ -351,9 +354,8 @@ mod tests {
         let (oracle, lookup) = Oracle::new();
         let pace = Pace { refresh: LONG, retry: Duration::from_millis(50) };
         let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
-        oracle.answer("a:1", at("10.0.0.1:1"));
+        let first = oracle.answer("a:1", at("10.0.0.1:1"));
         news(&resolver);
-        let first = Instant::now();
         for _ in 0..1000 {
             resolver.ask();
         }
@@ -380,8 +382,7 @@ mod tests {
         let pace = Pace { refresh: LONG, retry: Duration::from_millis(50) };
         let resolver = Resolver::start("test", vec![("a".into(), 1)], lookup, pace).unwrap();
         for asks in [0, 1000] {
-            oracle.answer("a:1", failure());
-            let failed = Instant::now();
+            let failed = oracle.answer("a:1", failure());
             (0..asks).for_each(|_| resolver.ask());
             assert_eq!(oracle.calls.recv_timeout(PATIENCE).as_deref(), Ok("a:1"));
             assert!(failed.elapsed() >= Duration::from_millis(45), "{:?}", failed.elapsed());
@@ -413,9 +414,8 @@ mod tests {
         let (oracle, lookup) = Oracle::new();
         let resolver = Resolver::start("test", names(), lookup, pace).unwrap();
         assert_eq!(oracle.calls.recv().as_deref(), Ok("a:1"));
-        let started = Instant::now();
+        // Nobody has answered: the test would hang if it waited.
         drop(resolver);
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         oracle.answers.send(failure()).unwrap();
         assert!(oracle.calls.recv().is_err(), "it looks up nothing more");
     }

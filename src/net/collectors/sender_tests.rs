@@ -78,7 +78,7 @@ fn a_refused_datagram_costs_no_other() {
 fn a_full_buffer_is_waited_for() {
     let script = [Err(Errno::EAGAIN), Err(Errno::ENOBUFS), Ok(1), Err(Errno::EAGAIN)];
     let mut wire = Scripted { script: script.into(), ..Scripted::default() };
-    let mut patience = Patience { limit: Duration::from_millis(100), ..Patience::of_collectors() };
+    let mut patience = Patience::of_collectors();
     let told = sent(&mut wire, &mut patience, 3);
     assert_eq!(told, [(0, Sent), (1, Sent), (2, Sent)]);
     assert_eq!(wire.waits, 3);

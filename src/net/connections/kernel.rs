@@ -257,11 +257,28 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::process::Command;
     use std::time::{Duration, Instant};
 
     use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use nix::sched::{unshare, CloneFlags};
     use nix::sys::socket::{setsockopt, sockopt};
     use nix::unistd::geteuid;
+
+    /// In a network namespace of its own, where no other test floods the reports.
+    fn alone(test: impl FnOnce() + Send + 'static) {
+        if !geteuid().is_root() {
+            println!("SKIP: needs root for bpf(2)");
+            return;
+        }
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(status.unwrap().success());
+            test();
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
 
     /// Reports of connections with that port, until there are so many.
     fn reports(connections: &mut Connections, port: u16, count: usize) -> Vec<Connection> {
@@ -298,10 +315,10 @@ mod tests {
 
     #[test]
     fn a_connection_is_told_of_on_both_ends() {
-        if !geteuid().is_root() {
-            println!("SKIP: needs root for bpf(2)");
-            return;
-        }
+        alone(told_of_on_both_ends);
+    }
+
+    fn told_of_on_both_ends() {
         let mut connections =
             Connections::watch(&super::super::root().unwrap(), &Wanted::default());
         let connections = connections.as_mut().unwrap();
@@ -332,10 +349,10 @@ mod tests {
 
     #[test]
     fn what_is_open_is_listed_by_group_and_ports() {
-        if !geteuid().is_root() {
-            println!("SKIP: needs root for bpf(2)");
-            return;
-        }
+        alone(listed_by_group_and_ports);
+    }
+
+    fn listed_by_group_and_ports() {
         let root = super::super::root().unwrap();
         let empty = root.join(format!("glowd-test-open-{}", std::process::id()));
         fs::create_dir(&empty).unwrap();
@@ -359,10 +376,10 @@ mod tests {
     /// The kernel finds one that is bound to an interface only by that.
     #[test]
     fn a_connection_that_is_bound_to_an_interface_is_not_taken_for_over() {
-        if !geteuid().is_root() {
-            println!("SKIP: needs root for bpf(2)");
-            return;
-        }
+        alone(bound_to_an_interface);
+    }
+
+    fn bound_to_an_interface() {
         let root = super::super::root().unwrap();
         let mut connections = Connections::watch(&root, &Wanted::default()).unwrap();
         let listener = TcpListener::bind("[::1]:0").unwrap();

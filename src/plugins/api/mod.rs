@@ -115,18 +115,20 @@ mod tests {
     /// Defect 12 of the peers: with the port taken the daemon ran without an API.
     #[test]
     fn defect_12_a_taken_port_fails_the_start() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Where no other test has a port, so that nobody takes it meanwhile.
+        const HOST: &str = "127.0.0.77";
+        let taken = std::net::TcpListener::bind((HOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = build_at("127.0.0.1", port).err().expect("the port is taken");
+        let error = build_at(HOST, port).err().expect("the port is taken");
         assert_eq!(
             error.at("plugins.api").to_string(),
             format!(
-                "plugins.api: cannot listen on 127.0.0.1:{port}: {}",
+                "plugins.api: cannot listen on {HOST}:{port}: {}",
                 std::io::Error::from_raw_os_error(nix::libc::EADDRINUSE)
             )
         );
         drop(taken);
-        drop(build_at("127.0.0.1", port).expect("the port is free"));
-        build_at("127.0.0.1", port).expect("the port is free again at once");
+        drop(build_at(HOST, port).expect("the port is free"));
+        build_at(HOST, port).expect("the port is free again at once");
     }
 }
