@@ -81,7 +81,7 @@ fn live(
     let metrics = Arc::<Metrics>::default();
     let names = Arc::new(config.names()?);
     // All that are unknown, not the first one that a part meets.
-    config.check_names_by(&names.get())?;
+    config.check_names(&names, false)?;
     names.measure_by(&metrics);
     let context = Context {
         max_flows: config.max_flows(),

@@ -144,7 +144,7 @@ impl Reloader {
         }
         let config = Config::load(path)?;
         // What parts find out when they are built, so that all is in force or nothing.
-        config.check_names()?;
+        config.check_names(&config.names()?, false)?;
         self.try_out(&config)?;
         Ok(config)
     }

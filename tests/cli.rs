@@ -200,6 +200,14 @@ fn conf_says_notes_on_standard_error() {
     assert_eq!(err(&output), note);
     let output = run(&["conf", "--check", "--conf", &path, "--log-level", "error"]);
     assert_eq!(err(&output), "");
+    // What the daemon warns of when it reads its rules.
+    let text = r#"{"plugins": {"netlink": {"experiment": 2, "activity": 62}}, "backends":
+        {"firefly": {}}}"#;
+    let path = file(dir.path(), "unregistered.json", text);
+    let output = run(&["conf", "--check", "--conf", &path]);
+    assert_eq!(out(&output), format!("{path}: ok\n"));
+    let note = "warn: plugins.netlink: experiment 2 activity 62 is not registered\n";
+    assert_eq!(err(&output), note);
 }
 
 /// Defect 12 of the peers: fatal start-up errors exited 0.

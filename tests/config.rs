@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use glowd::config::Config;
-use glowd::error::Class;
+use glowd::error::{Class, Result};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -107,12 +107,42 @@ fn damaged_configurations_are_judged_too() {
     }
 }
 
+fn names_of(config: &Config) -> Result<()> {
+    config.check_names(&config.names()?, false)
+}
+
+/// What the daemon refuses at its start, once some parts are there, and what it warns of.
+#[test]
+fn tags_that_are_not_registered_are_found_by_who_checks() {
+    let config = |unknown: &str| {
+        let text = format!(
+            r#"{{"unknownIds": "{unknown}", "plugins": {{
+                "netlink": {{"rules": [{{"localPort": 1, "experiment": "atlas", "activity": "Production Input"}},
+                                       {{"experiment": 2, "activity": 62}}]}},
+                "iperf3": {{"experimentIDs": [2, 2], "activityIDs": [16, 61]}}}},
+              "backends": {{"marker": {{"rules": [{{"experiment": 511, "activity": 1}}]}}}}}}"#
+        );
+        Config::parse(&text, "c").unwrap()
+    };
+    let expected = [
+        "plugins.netlink.rules[1].experiment: experiment 2 activity 62",
+        "plugins.iperf3.activityIDs: experiment 2 activity 61",
+        "backends.marker.rules[0].experiment: experiment 511 activity 1",
+    ]
+    .map(|problem| format!("{problem} is not registered (unknownIds is refuse)"));
+    let error = names_of(&config("refuse")).unwrap_err();
+    assert_eq!((error.class() as i32, error.to_string()), (78, expected.join("\n")));
+    for unknown in ["warn", "accept"] {
+        names_of(&config(unknown)).unwrap();
+    }
+}
+
 #[test]
 fn names_that_are_not_registered_are_found_by_who_checks() {
     let check = |rules: &str| {
         let text = format!(r#"{{"plugins": {{"netlink": {rules}}}, "backends": {{}}}}"#);
         let config = Config::parse(&text, "c").unwrap_or_else(|error| panic!("{error}"));
-        config.check_names().map_err(|error| error.to_string())
+        names_of(&config).map_err(|error| error.to_string())
     };
     let good = r#"{"rules": [{"localPort": 1, "experiment": "Atlas", "activity": 16}]}"#;
     assert_eq!(check(good), Ok(()));
@@ -128,7 +158,7 @@ fn names_that_are_not_registered_are_found_by_who_checks() {
     assert_eq!(check(wrong), Err(problems.join("\n")));
     let text = r#"{"plugins": {"iperf3": {"experimentIDs": ["altas", 2],
         "activityIDs": [1, "Stagign"]}}, "backends": {}}"#;
-    let error = Config::parse(text, "c").unwrap().check_names().unwrap_err().to_string();
+    let error = names_of(&Config::parse(text, "c").unwrap()).unwrap_err().to_string();
     let keys: Vec<_> = error.lines().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(keys, ["plugins.iperf3.experimentIDs", "plugins.iperf3.activityIDs"]);
 }
@@ -141,7 +171,7 @@ fn an_unknown_user_alone_is_no_wrong_configuration() {
             r#"{{"plugins": {{"netlink": {{"rules": [{{"user": "no such user",
                 "experiment": "{experiment}", "activity": 1}}]}}}}, "backends": {{}}}}"#
         );
-        let error = Config::parse(&text, "c").unwrap().check_names().unwrap_err();
+        let error = names_of(&Config::parse(&text, "c").unwrap()).unwrap_err();
         assert!(error.to_string().contains("there is no user \"no such user\""), "{error}");
         error.class() as i32
     };

@@ -34,7 +34,7 @@ pub(super) fn conf(args: &Args) -> Result<()> {
     log_to_stderr(args)?;
     config.log_notes();
     if args.check {
-        config.check_names()?;
+        config.check_names(&config.names()?, true)?;
         print(&format!("{}: ok\n", args.conf.display()))
     } else {
         print(&(config.to_json() + "\n"))

@@ -203,20 +203,22 @@ impl Config {
         Names::open(self.top.text("registryPath"), self.top.text("workDir"), unknown)
     }
 
-    /// Whether the experiments, activities and users that are given by name are known.
+    /// Whether the experiments, activities and users that are given by name are known, and the
+    /// tags registered, if `names` refuses others. `is_loud`: warns of tags that are not, if
+    /// they are accepted with a warning; parts that are built do that themselves.
     ///
     /// # Errors
-    /// As [`Config::check_names_by`], or the registry cannot be read.
-    pub fn check_names(&self) -> Result<()> {
-        self.check_names_by(&self.names()?.get())
-    }
-
-    /// The same by the names of that registry.
-    ///
-    /// # Errors
-    /// Some are not known: a line each. If all those are users, it is the system that does
-    /// not know them, as it may later.
-    pub fn check_names_by(&self, registry: &Registry) -> Result<()> {
+    /// Some are not: a line each. If all those are users, it is the system that does not know
+    /// them, as it may later.
+    pub fn check_names(&self, names: &Names, is_loud: bool) -> Result<()> {
+        let registry: &Registry = &names.get();
+        let judge = |tag, section: &Section| {
+            if is_loud || names.refuses() {
+                names.judge_at(registry, tag, &section.path())
+            } else {
+                Ok(())
+            }
+        };
         let (mut problems, mut users) = (Vec::new(), Vec::new());
         for section in self.sections() {
             let inner = section.values().iter().filter_map(|(_, value)| match value {
@@ -229,7 +231,9 @@ impl Config {
                 };
                 let given = |key| section.has(key) && !section.text(key).is_empty();
                 if given("experiment") && given("activity") {
-                    if let Err((key, problem)) = crate::rules::tag(section, registry) {
+                    let judged = crate::rules::tag(section, registry)
+                        .and_then(|tag| judge(tag, section).map_err(|text| ("experiment", text)));
+                    if let Err((key, problem)) = judged {
                         wrong(key, problem);
                     }
                 }
@@ -240,8 +244,10 @@ impl Config {
                         match registry.experiment(experiment) {
                             Err(problem) => wrong("experimentIDs", problem),
                             Ok(id) => {
-                                let tag = registry.activity(id, activity);
-                                tag.err().into_iter().for_each(|text| wrong("activityIDs", text));
+                                let judged = registry
+                                    .activity(id, activity)
+                                    .and_then(|tag| judge(tag, section));
+                                judged.unwrap_or_else(|text| wrong("activityIDs", text));
                             }
                         }
                     }

@@ -174,6 +174,11 @@ fn finds_twice(config: &Config) -> bool {
     perfsonar && plugin("netlink").is_some()
 }
 
+/// Whether plugin netlink has a tag for what no rule fits.
+fn has_tag(netlink: &Section) -> bool {
+    !netlink.text("experiment").is_empty()
+}
+
 /// What is allowed but hardly meant; each starts with the path of a key.
 pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
     let mut remarks = Vec::new();
@@ -193,10 +198,22 @@ pub(super) fn remarks(config: &Config) -> Vec<(Level, String)> {
         remarks.push((Level::Warn, text.to_owned()));
     }
     let netlink = config.section("plugins.netlink");
-    if netlink.is_some_and(|it| it.rules("rules").is_empty() && it.text("experiment").is_empty()) {
+    if netlink.is_some_and(|it| it.rules("rules").is_empty() && !has_tag(it)) {
         let text = "plugins.netlink: there are no rules and no experiment, so it gives no \
                     connection a tag";
         remarks.push((Level::Warn, text.to_owned()));
+    }
+    // Those that give every connection a tag; rules may mean others.
+    let finds_all = |path, finds: fn(&Section) -> bool| config.section(path).is_some_and(finds);
+    for (key, finds_all) in [
+        ("plugins.netlink.experiment", finds_all("plugins.netlink", has_tag)),
+        ("plugins.perfsonar.fireflies", finds_all("plugins.perfsonar", |it| it.bool("fireflies"))),
+    ] {
+        if finds_all && config.section("plugins.iperf3").is_some() {
+            let text = "plugin iperf3 finds connections, too, and each gets the tag of whichever \
+                        of the two is first";
+            remarks.push((Level::Warn, format!("{key}: {text}")));
+        }
     }
     if !config.top.list("stunServers").is_empty() {
         let text = "stunServers: has no effect without the backend firefly";

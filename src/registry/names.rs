@@ -162,6 +162,11 @@ impl Names {
         state.registry.clone()
     }
 
+    /// Whether no flow may carry a tag that is not registered.
+    pub fn refuses(&self) -> bool {
+        self.unknown == Unknown::Refuse
+    }
+
     /// Whether flows may carry `tag`, of which an event of `plugin` tells.
     ///
     /// # Errors

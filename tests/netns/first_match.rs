@@ -94,7 +94,7 @@ fn connections_that_are_older_than_the_rule_are_said_to_be_so() {
         let _older: Vec<_> = (0..5).map(link).collect();
         daemon.rewrite(config(&rule("7000-7010"), immediate));
         daemon.signal(Signal::SIGHUP);
-        daemon.wait_for_line("found 5 connections that were open already; their flows begin now");
+        daemon.wait_for_line("found 5 connections of unknown age; their flows begin now");
         let flows = pair.here.enter(|| daemon.get("/flows").1);
         let flows = flows["flows"].as_array().expect("flows");
         assert_eq!(flows.len(), 5, "{flows:?}");
@@ -103,7 +103,7 @@ fn connections_that_are_older_than_the_rule_are_said_to_be_so() {
         let _later = link(5);
         daemon.wait_for_line("start tcp [fd00::1]:40005");
         let lines = daemon.lines();
-        let said = lines.iter().filter(|line| line.contains("that were open already"));
+        let said = lines.iter().filter(|line| line.contains("of unknown age"));
         assert_eq!(said.count(), 1, "{lines:#?}");
         daemon.stop(&["backends: "]);
     }

@@ -121,7 +121,7 @@ fn connections_are_found_by_ports_prefixes_and_protocol_also_older_ones() {
     let capture = Capture::start(&pair.there, DEVICE);
     let first = open("[fd00::1]:1094", "[fd00::2]:40001", (2, 15));
     wait_for_flows(&pair, &daemon, std::slice::from_ref(&first));
-    daemon.wait_for_line("found 1 connections that were open already; their flows begin now");
+    daemon.wait_for_line("found 1 connections of unknown age; their flows begin now");
 
     // What leaves this host of it is marked from now on.
     let (mut here, mut there) = (older.server, older.client);

@@ -141,9 +141,7 @@ impl Finder {
         if self.reports.is_none() && !self.is_late {
             *undated = 0;
         } else if *undated > 0 && LIMIT.pass().is_some() {
-            info!(
-                "{NAME}: found {undated} connections that were open already; their flows begin now"
-            );
+            info!("{NAME}: found {undated} connections of unknown age; their flows begin now");
             *undated = 0;
         }
         self.is_late = self.connections.waiting > 0;
