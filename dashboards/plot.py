@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Draws the panels of the dashboard's section Traffic and Connections from what a
-Prometheus has, for README.md: no Grafana is needed. Needs matplotlib.
+Prometheus has, in the rows in which they are there, for README.md: no Grafana is
+needed. Needs matplotlib.
 
     dashboards/plot.py http://127.0.0.1:9090 SECONDS picture.png
 """
@@ -18,9 +19,15 @@ from matplotlib import pyplot
 server, seconds, picture = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 with open(sys.path[0] + "/glowd.json", encoding="utf-8") as file:
     panels = [panel for panel in json.load(file)["panels"] if panel["type"] == "timeseries"][:8]
-figure, axes = pyplot.subplots(4, 2, figsize=(11, 12), layout="constrained")
+places = [panel["gridPos"] for panel in panels]
+rows = [[place["w"] for place in places if place["y"] == y]
+        for y in sorted({place["y"] for place in places})]
+figure = pyplot.figure(figsize=(13, 3 * len(rows)), layout="constrained")
+axes = []
+for row, widths in zip(figure.subfigures(len(rows)), rows):
+    axes.extend(row.subplots(1, len(widths), gridspec_kw={"width_ratios": widths}))
 now = time.time()
-for axis, panel in zip(axes.flat, panels):
+for axis, panel in zip(axes, panels):
     for target in panel["targets"]:
         expression = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "5s")
         query = {"query": expression, "start": now - seconds, "end": now, "step": 1}
