@@ -18,6 +18,7 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use libbpf_sys as sys;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::abi::{Plain, SkBuff};
 use super::cgroup;
@@ -146,9 +147,13 @@ impl OpenObject {
     /// The kernel refuses; the message ends in the verifier's reason.
     pub fn load(self) -> Result<Object> {
         listen();
+        // Any signal that comes to this thread interrupts the verifier, also one that the
+        // process ignores, and libbpf tries a few times only.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         // SAFETY: the object is open, is this value's, and is loaded once since
         // this consumes it.
         let code = unsafe { sys::bpf_object__load(self.0.as_ptr()) };
+        let _ = before.and_then(|mask| mask.thread_set_mask());
         check(code, || "cannot load the eBPF programs".into())?;
         let mut object = Object { programs: Vec::new(), maps: Vec::new() };
         for program in self.programs() {

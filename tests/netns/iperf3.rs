@@ -43,7 +43,7 @@ impl Drop for Server {
 
 /// Four streams of two megabytes each, at a pace at which a moment is not much.
 fn client(more: &str, to: &str) -> String {
-    format!("timeout 60 iperf3 -6 -c {to} -p {PORT} -P {STREAMS} -n 8M -b 20M {more} >/dev/null")
+    format!("timeout 60 iperf3 -6 -c {to} -p {PORT} -P {STREAMS} -n 8M -b 5M {more} >/dev/null")
 }
 
 fn run(namespace: &Namespace, mut command: Command) {

@@ -432,12 +432,15 @@ fn of_a_connection(mut firefly: Value, key: &str, after: Value, word: &str) {
     }
     config["backends"]["firefly"][key] = after;
     reload_with(&mut daemon, &config);
-    // Without an end only a flow that goes on has another one.
-    if key != "ongoingPeriod" {
-        daemon.write(&line("end"));
-    }
-    let firefly = next();
-    assert!(firefly.contains(word), "{firefly}");
+    // Backend and enricher hear of it by and by.
+    wait_for("one that has it", || {
+        // Without an end only a flow that goes on has another one.
+        let count = if key == "ongoingPeriod" { 1 } else { 2 };
+        if count == 2 {
+            daemon.write(&(line("end") + &line("start")));
+        }
+        (0..count).map(|_| next()).any(|firefly| firefly.contains(word)).then_some(())
+    });
     daemon.stop(&["has no effect without an enricher"]);
 }
 
