@@ -273,8 +273,16 @@ fn log_level() {
     daemon.write(&line("start", 1));
     daemon.wait_for_line("debug: namedPipe: start tcp");
     config["logLevel"] = json!("error");
+    config["plugins"]["namedPipe"]["mode"] = json!("0600");
     let said = reload_with(&mut daemon, &config);
-    assert_eq!(said.last(), Some(&format!("{RELOADED}changed logLevel")));
+    let changed = "changed logLevel, plugins.namedPipe.mode";
+    assert_eq!(said.last(), Some(&format!("{RELOADED}{changed}")));
+    // That is the last thing that is said, and a moment later it holds: before the plugin hears.
+    let path = daemon.pipe_path();
+    wait_for("the level", || {
+        let found = fs::metadata(&path).expect("the pipe").permissions().mode();
+        (found & 0o777 == 0o600).then_some(())
+    });
     let before = daemon.lines().len();
     daemon.write("nonsense\n");
     daemon.write(&line("end", 1));
