@@ -176,7 +176,10 @@ fn an_empty_line_between_requests_starts_no_timer_and_stops_none() {
 
 #[test]
 fn who_does_not_read_the_answers_is_cut_off() {
-    let api = Api::start(Ipv4Addr::LOCALHOST, short(), 100_000);
+    // The flows are a long request with a long answer, which may take their time.
+    let write = Duration::from_secs(2);
+    let settings = Settings { request: PATIENCE, write, ..Settings::default() };
+    let api = Api::start(Ipv4Addr::LOCALHOST, settings, 100_000);
     let flows: Vec<_> = (1..=10_000).map(|port| flow("start", port)).collect();
     assert_eq!(api.post(&format!("[{}]", flows.join(","))).status, 200);
     let mut client = api.connect();
@@ -194,7 +197,8 @@ fn who_does_not_read_the_answers_is_cut_off() {
 
 #[test]
 fn memory_is_limited_over_all_connections() {
-    let settings = Settings { memory: 1 << 20, linger: PATIENCE, ..Settings::default() };
+    let settings =
+        Settings { memory: 1 << 20, request: PATIENCE, linger: PATIENCE, ..Settings::default() };
     let api = Api::start(Ipv4Addr::LOCALHOST, settings, 10);
     let mut clients: Vec<_> = (0..4).map(|_| api.connect()).collect();
     for client in &mut clients {

@@ -33,7 +33,10 @@ fn the_first_rule_counts_also_for_a_group_of_a_moment() {
         {"cgroup": path, "remotePort": 7000, "experiment": 2, "activity": 15},
         {"remotePort": 7000, "experiment": 3, "activity": 14}
     ]);
-    let daemon = Daemon::try_start_as(config(&rules, "true"), Some(&pair.here), Some(UNIT));
+    let mut config = config(&rules, "true");
+    // A look would find those whose report has not been read yet, in an order of its own.
+    config["plugins"]["netlink"]["period"] = json!(3_600_000);
+    let daemon = Daemon::try_start_as(config, Some(&pair.here), Some(UNIT));
     let daemon = daemon.unwrap_or_else(|failure| panic!("{failure:#?}"));
     daemon.wait_for_line("ready: ");
     let connect = |group: &Group| {

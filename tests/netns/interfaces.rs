@@ -120,7 +120,7 @@ fn a_hot_plugged_interface_is_marked_while_it_has_a_public_address() {
                              "markingStrategy": strategy.name() });
         let daemon = hosts.daemon(&marker);
         assert_eq!(hosts.programs("lo"), 0, "the loopback is not discovered");
-        for _ in 0..3 {
+        for round in 1..=3 {
             let cable = hosts.plug("wan0");
             cable.wait_until_marked(strategy, true);
             // Another address keeps it.
@@ -131,6 +131,13 @@ fn a_hot_plugged_interface_is_marked_while_it_has_a_public_address() {
             hosts.wait_until_left("wan0");
             hosts.here.ip(&format!("-6 address add {NEAR}/64 dev wan0 nodad"));
             cable.wait_until_marked(strategy, true);
+            // It marks already when not all is attached yet, and only then can it be gone.
+            let is_attached =
+                |line: &&String| line.contains("wan0: marking ") && line.contains("attached by");
+            wait_for("all to be attached", || {
+                let lines = daemon.lines();
+                (lines.iter().filter(is_attached).count() >= 2 * round).then_some(())
+            });
             hosts.unplug("wan0", cable);
             daemon.wait_for_line("wan0: the interface is gone");
         }
