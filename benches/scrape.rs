@@ -1,13 +1,15 @@
-//! What a scrape of 10,000 measured flows takes, from the request to the last octet.
+//! What a scrape of 10,000 measured flows takes, from the request to the last octet, and
+//! whether events wait for it.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::control::in_own_network;
+use crate::control::{in_own_network, latencies};
 use crate::load::starts;
 use crate::process::{Binary, Daemon};
 use crate::scan::Held;
@@ -32,7 +34,7 @@ fn scrapes(binary: Binary) {
     let lines = starts();
     let daemon = Daemon::start_binary(
         binary,
-        json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": {}},
+        json!({"plugins": {"namedPipe": {}}, "backends": {"prometheus": {}, "marker": {}},
                "enrichers": {"netlink": {}}}),
     );
     fs::write(daemon.pipe(), lines.concat()).unwrap();
@@ -54,4 +56,19 @@ fn scrapes(binary: Binary) {
     let what = format!("scrape of 10,000 flows, {:.0} MB", answer.len() as f64 / 1e6);
     binary.row(&what, figure, "< 100 ms");
     binary.row("resident memory meanwhile", format!("{:.0} MB", daemon.resident()), "");
+    let figures = |times: &mut Vec<f64>| {
+        let [middle, most] = [0.5, 0.99].map(|share| crate::percentile(times, share));
+        format!("{middle:.0} / {most:.0} us")
+    };
+    let mut alone = latencies(&daemon, 0..1000);
+    binary.row("pipe line to map entry beside them, p50 / p99", figures(&mut alone), "");
+    let mut beside = thread::scope(|scope| {
+        let measure = scope.spawn(|| latencies(&daemon, 1000..3000));
+        // No scraper of the world asks as often.
+        while !measure.is_finished() {
+            scrape(&mut answer);
+        }
+        measure.join().unwrap()
+    });
+    binary.row("the same during scrapes without a pause", figures(&mut beside), "");
 }
