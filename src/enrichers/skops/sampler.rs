@@ -46,7 +46,7 @@ const MANY: usize = 4_096;
 const PAUSE: Duration = Duration::from_millis(10);
 /// The queue of those flows that start and end is emptied at least as often: a connection
 /// is not watched before.
-const PATIENCE: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 struct Sampler {
     // First, so that no program runs any more when the rest goes.
