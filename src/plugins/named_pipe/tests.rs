@@ -1,7 +1,7 @@
 //! The plugin on its thread, with a real FIFO and a real dispatcher.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::Ipv6Addr;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -314,7 +314,14 @@ fn a_fifo_that_replaces_ours_is_used_and_left_there() {
 fn a_removed_folder_is_made_again() {
     let mut rig = Rig::running();
     for n in 0..2 {
-        fs::remove_dir_all(rig.path().parent().unwrap()).unwrap();
+        // The plugin may make the FIFO anew between the removal of the old one and that of
+        // its folder.
+        wait_for("the folder is removed", || {
+            match fs::remove_dir_all(rig.path().parent().unwrap()) {
+                Err(cause) if cause.kind() == ErrorKind::DirectoryNotEmpty => false,
+                removed => removed.is_ok() || panic!("{removed:?}"),
+            }
+        });
         rig.wait_for_fifo();
         rig.write(start(n));
         rig.assert_started(n..n + 1);
