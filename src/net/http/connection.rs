@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::server::{Answer, Service, Settings};
 use super::{Bad, Decoder, Method, Reply, Request, CONTINUE};
@@ -168,12 +168,12 @@ impl Connection {
     pub(super) fn ready(&mut self, shared: &mut Shared<'_>, now: Instant) -> Fate {
         self.active = now;
         // Whatever broke, there is nobody left to tell.
-        self.advance(shared, now).unwrap_or(Fate::Closed)
+        self.advance(shared).unwrap_or(Fate::Closed)
     }
 
-    fn advance(&mut self, shared: &mut Shared<'_>, now: Instant) -> io::Result<Fate> {
+    fn advance(&mut self, shared: &mut Shared<'_>) -> io::Result<Fate> {
         if self.phase == Phase::Writing {
-            self.write_rest(shared, now)?;
+            self.write_rest(shared)?;
             if self.phase == Phase::Writing {
                 return Ok(Fate::Open);
             }
@@ -186,24 +186,24 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        self.serve(shared, now)
+        self.serve(shared)
     }
 
     /// Answers the requests that are complete, and waits for the next.
-    fn serve(&mut self, shared: &mut Shared<'_>, now: Instant) -> io::Result<Fate> {
+    fn serve(&mut self, shared: &mut Shared<'_>) -> io::Result<Fate> {
         let mut answered = 0;
         loop {
             shared.out.clear();
             answered += self.take_requests(shared);
             let full = shared.out.len() >= GATHER;
             if !shared.out.is_empty() {
-                self.send(shared, now)?;
+                self.send(shared)?;
                 if self.phase == Phase::Writing {
                     return Ok(Fate::Open);
                 }
             }
             if self.last {
-                return self.finish(shared, now);
+                return self.finish(shared);
             }
             if !full {
                 break;
@@ -215,18 +215,19 @@ impl Connection {
         if self.input.is_empty() && !self.decoder.in_body() {
             // Empty lines between requests, which the decoder drops, change nothing.
             if self.phase != Phase::Idle || answered > 0 {
-                self.idle_from(shared, now);
+                self.enter(Phase::Idle, shared.settings.idle);
             }
         } else if self.phase != Phase::Request || answered > 0 {
-            self.phase = Phase::Request;
-            self.deadline = now + shared.settings.request;
+            self.enter(Phase::Request, shared.settings.request);
         }
         Ok(Fate::Open)
     }
 
-    fn idle_from(&mut self, shared: &Shared<'_>, now: Instant) {
-        self.phase = Phase::Idle;
-        self.deadline = now + shared.settings.idle;
+    /// The time for it begins now, and not when the socket became ready: an answer that
+    /// has to wait for the dispatcher may itself have taken longer.
+    fn enter(&mut self, phase: Phase, limit: Duration) {
+        self.phase = phase;
+        self.deadline = Instant::now() + limit;
     }
 
     /// Answers what `input` has of whole requests into `shared.out`, until that is
@@ -273,14 +274,13 @@ impl Connection {
     }
 
     /// Writes `shared.out`, and keeps what the socket does not take.
-    fn send(&mut self, shared: &mut Shared<'_>, now: Instant) -> io::Result<()> {
+    fn send(&mut self, shared: &mut Shared<'_>) -> io::Result<()> {
         let written = self.write(&shared.out, 0)?;
         if written < shared.out.len() {
             self.output = std::mem::take(&mut shared.out);
             self.written = written;
             self.goal = written + PROGRESS;
-            self.phase = Phase::Writing;
-            self.deadline = now + shared.settings.write;
+            self.enter(Phase::Writing, shared.settings.write);
         } else if shared.out.capacity() > 2 * GATHER {
             shared.out = Vec::new();
         }
@@ -289,14 +289,14 @@ impl Connection {
 
     /// Goes on writing what the socket did not take. The phase tells whether all
     /// is written.
-    fn write_rest(&mut self, shared: &Shared<'_>, now: Instant) -> io::Result<()> {
+    fn write_rest(&mut self, shared: &Shared<'_>) -> io::Result<()> {
         self.written = self.write(&self.output, self.written)?;
         if self.written == self.output.len() {
             self.output = Vec::new();
-            self.idle_from(shared, now);
+            self.enter(Phase::Idle, shared.settings.idle);
         } else if self.written >= self.goal {
             self.goal = self.written + PROGRESS;
-            self.deadline = now + shared.settings.write;
+            self.enter(Phase::Writing, shared.settings.write);
         }
         Ok(())
     }
@@ -316,15 +316,14 @@ impl Connection {
     }
 
     /// Says that nothing more will come, and waits for the client's end.
-    fn finish(&mut self, shared: &Shared<'_>, now: Instant) -> io::Result<Fate> {
+    fn finish(&mut self, shared: &Shared<'_>) -> io::Result<Fate> {
         self.stream.shutdown(Shutdown::Write)?;
-        self.phase = Phase::Draining;
-        self.deadline = now + shared.settings.linger;
+        self.enter(Phase::Draining, shared.settings.linger);
         Ok(Fate::Open)
     }
 
     /// The deadline has passed.
-    pub(super) fn expire(&mut self, shared: &mut Shared<'_>, now: Instant) -> Fate {
+    pub(super) fn expire(&mut self, shared: &mut Shared<'_>) -> Fate {
         if self.phase != Phase::Request {
             return Fate::Closed;
         }
@@ -335,14 +334,66 @@ impl Connection {
         shared.refresh_date();
         let message = format!("the request took longer than {:?}", shared.settings.request);
         shared.refuse(&Bad { status: 408, message });
-        let sent = self.send(shared, now);
+        let sent = self.send(shared);
         if self.phase == Phase::Writing && sent.is_ok() {
             return Fate::Open;
         }
-        sent.and_then(|()| self.finish(shared, now)).unwrap_or(Fate::Closed)
+        sent.and_then(|()| self.finish(shared)).unwrap_or(Fate::Closed)
     }
 }
 
 fn transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Its answers are as long as it says.
+    struct Long(usize);
+
+    impl Service for Long {
+        fn answer(&mut self, _: &Request<'_>, _: bool, out: &mut Vec<u8>) -> Answer {
+            out.resize(out.len() + self.0, b' ');
+            Answer::json(200)
+        }
+    }
+
+    #[test]
+    fn a_client_has_its_time_from_the_end_of_an_answer_on_however_long_that_took() {
+        let limit = |seconds| Duration::from_secs(seconds);
+        let settings = Settings {
+            request: limit(1000),
+            idle: limit(2000),
+            write: limit(3000),
+            linger: limit(4000),
+            ..Settings::default()
+        };
+        // More than the buffers of two sockets hold.
+        let long = 64 << 20;
+        for (request, length, phase, limit) in [
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 1, Phase::Idle, settings.idle),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nG", 1, Phase::Request, settings.request),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", long, Phase::Writing, settings.write),
+            ("GET / HTTP/1.0\r\n\r\n", 1, Phase::Draining, settings.linger),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(request.as_bytes()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            stream.peek(&mut [0]).unwrap();
+            // The socket became ready a second ago.
+            let before = Instant::now();
+            let then = before.checked_sub(Duration::from_secs(1)).unwrap();
+            let mut service = Long(length);
+            let mut shared = Shared::new(&mut service, settings.clone(), true);
+            let mut connection = Connection::new(stream, then, &settings).unwrap();
+            assert_eq!(connection.ready(&mut shared, then), Fate::Open);
+            assert_eq!(connection.phase, phase);
+            assert!(connection.deadline >= before + limit, "{phase:?}");
+        }
+    }
 }

@@ -368,7 +368,7 @@ impl Hall<'_> {
         for slot in 0..self.connections.len() {
             let due = |connection: &Connection| connection.deadline <= now;
             if self.connections[slot].as_ref().is_some_and(due) {
-                self.with(poller, slot, |connection, shared| connection.expire(shared, now));
+                self.with(poller, slot, |connection, shared| connection.expire(shared));
             }
         }
         let deadlines = self.connections.iter().flatten().map(|connection| connection.deadline);
