@@ -9,6 +9,7 @@ use glowd::net::uninterrupted;
 
 mod capture;
 mod daemon;
+mod manager;
 mod netns;
 pub(crate) mod packet;
 mod raw;

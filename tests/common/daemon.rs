@@ -2,11 +2,10 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{chown, PermissionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::chown;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -19,6 +18,7 @@ use nix::unistd::Pid;
 use serde_json::{json, Value};
 use tempfile::TempDir;
 
+use super::manager::Manager;
 use super::netns::Namespace;
 use super::{wait_for, PATIENCE};
 
@@ -65,8 +65,7 @@ pub(crate) struct Daemon {
     pipe: Option<File>,
     api: u16,
     /// It tells its end there, too.
-    notified: UnixDatagram,
-    notices: Vec<String>,
+    manager: Manager,
 }
 
 /// An unprivileged user who has these capabilities and cannot get others, as
@@ -218,10 +217,8 @@ impl Daemon {
         let socket = dir.path().join("notify");
         // Left by the one before.
         let _ = std::fs::remove_file(&socket);
-        let notified = UnixDatagram::bind(&socket).expect("a notify socket");
-        // The folder decides who gets here.
-        let anybody = Permissions::from_mode(0o777);
-        std::fs::set_permissions(&socket, anybody).expect("to set its mode");
+        // The folder decides who gets there.
+        let manager = Manager::at(&socket);
         command.arg("--conf").arg(&conf).arg("run");
         command.env("NOTIFY_SOCKET", &socket).env_remove("INVOCATION_ID");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -236,8 +233,8 @@ impl Daemon {
             let log = log.clone();
             thread::spawn(move || collect(stderr, &log))
         };
-        let (reader, pipe, notices) = (Some(reader), None, Vec::new());
-        let mut daemon = Daemon { child, dir, log, reader, pipe, api, notified, notices };
+        let (reader, pipe) = (Some(reader), None);
+        let mut daemon = Daemon { child, dir, log, reader, pipe, api, manager };
         match daemon.wait_until_ready() {
             Ok(()) => Ok(daemon),
             Err(status) => {
@@ -249,9 +246,6 @@ impl Daemon {
 
     fn wait_until_ready(&mut self) -> Result<(), ExitStatus> {
         let start = Instant::now();
-        // Short, to notice that it has ended instead.
-        let patience = Some(Duration::from_millis(20));
-        self.notified.set_read_timeout(patience).expect("a timeout");
         while start.elapsed() < PATIENCE {
             if self.notice().is_some_and(|notice| notice.starts_with("READY=1\n")) {
                 return Ok(());
@@ -263,34 +257,20 @@ impl Daemon {
         panic!("glowd was not ready in time:\n{}", self.lines().join("\n"));
     }
 
-    /// What it tells the service manager next, if it does soon.
-    fn notice(&mut self) -> Option<&String> {
-        let mut buffer = [0; 256];
-        match self.notified.recv(&mut buffer) {
-            Ok(length) => {
-                self.notices.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-                self.notices.last()
-            }
-            // A wait with a timeout is interrupted even if nobody handles signals.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
-                None
-            }
-            Err(error) => panic!("the notify socket: {error}"),
-        }
+    /// What it tells the service manager next, if it does soon: it may end instead.
+    fn notice(&mut self) -> Option<String> {
+        self.manager.next(Duration::from_millis(20))
     }
 
     /// All that it has told the service manager.
-    pub(crate) fn notices(&mut self) -> &[String] {
-        while self.notice().is_some() {}
-        &self.notices
+    pub(crate) fn notices(&mut self) -> Vec<String> {
+        self.manager.notices()
     }
 
     /// What it tells the service manager next that `wanted` accepts, within
     /// [`PATIENCE`].
     pub(crate) fn wait_for_notice(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        wait_for("a notice", || self.notice().filter(|notice| wanted(notice)).cloned())
+        wait_for("a notice", || self.notice().filter(|notice| wanted(notice)))
     }
 
     /// Whether it tells the service manager anything before that much time has gone by.
