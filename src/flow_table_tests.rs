@@ -420,11 +420,10 @@ fn what_was_told_gives_way_to_packets_that_were_counted_since() {
         };
         let news = News { usage: Some(usage(0)), told: Timestamp(told), ..News::default() };
         let counted = Counted {
-            slot: 0,
             left: Traffic { packets: 1, octets: 500 },
-            unmarked: Traffic::default(),
             received: Some(Traffic::default()),
             last: last.map(Timestamp),
+            ..Counted::default()
         };
         Flow { news: Some(Arc::new(news)), counted: Some(counted), ..flow }
     };

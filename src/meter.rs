@@ -29,10 +29,12 @@ impl Traffic {
 }
 
 /// What was counted of a flow since it was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// The meter's number for the flow.
     pub slot: u32,
+    /// What had left with a mark there before, of other flows.
+    pub before: Traffic,
     /// What left.
     pub left: Traffic,
     /// What of that could not be marked.

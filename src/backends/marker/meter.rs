@@ -161,11 +161,12 @@ impl Meter for Slots {
             COUNT_UDP => protocol == Protocol::Udp,
             _ => false,
         };
-        let (left, received) = (since(left), since(received));
-        let any = left.packets != 0 || received.packets != 0;
+        let (sent, received) = (since(left), since(received));
+        let any = sent.packets != 0 || received.packets != 0;
         Counted {
             slot,
-            left,
+            before: left(&before).since(unmarked(&before)),
+            left: sent,
             unmarked: since(unmarked),
             received: is_counted.then_some(received),
             last: any.then(|| self.ticks.time_of(sum.last)),

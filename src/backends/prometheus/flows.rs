@@ -104,10 +104,11 @@ impl Flows {
     pub(super) fn open(&mut self, flow: &Flow) {
         let tagged = self.tags.entry(flow.tag).or_default();
         tagged.open += 1;
-        if let (Some(counted), Some(read)) = (flow.counted, self.metrics.packets()) {
+        if let Some(counted) = flow.counted {
             tagged.counted = true;
-            self.slots
-                .insert(counted.slot, Slot { tag: flow.tag, before: read.slot(counted.slot) });
+            // Not what is there by now: the marker may have heard of the flow first.
+            let slot = Slot { tag: flow.tag, before: counted.before };
+            self.slots.insert(counted.slot, slot);
         }
     }
 
@@ -246,4 +247,54 @@ fn labels(id: &FlowId, tag: Tag, by_program: bool, units: Units, registry: &Regi
     }
     // It is made of text, and cut nowhere.
     String::from_utf8(out).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Protocol;
+    use crate::meter::{Counted, Reader};
+    use crate::part::Context;
+
+    /// Every slot has had that many packets.
+    struct Had(u64);
+
+    impl Reader for Had {
+        fn slot(&self, _: u32) -> Traffic {
+            Traffic { packets: self.0, octets: 100 * self.0 }
+        }
+
+        fn by_rules(&self, _: &mut dyn FnMut(Tag, Traffic)) {}
+    }
+
+    /// The marker, which hears of the flow on its own thread, was first.
+    #[test]
+    fn packets_that_left_before_its_start_was_heard_of_are_the_flow_s() {
+        let Context { names, metrics, .. } = Context::new(10);
+        metrics.read_packets_by(Arc::new(Had(12)));
+        let mut flows = Flows::new(names, metrics, Rules { most: 0, units: Units::FlowdGo });
+        let end = |port| std::net::SocketAddr::from(([10, 0, 0, 1], port));
+        let before = Traffic { packets: 5, octets: 500 };
+        let tag = Tag::new(2, 16).unwrap();
+        flows.open(&Flow {
+            id: FlowId::new(Protocol::Udp, end(1), end(2)).unwrap(),
+            tag,
+            label: tag.label(0),
+            start: crate::flow::Timestamp(1),
+            is_undated: false,
+            source: "test",
+            application: None,
+            news: None,
+            counted: Some(Counted { before, ..Counted::default() }),
+        });
+        let (mut writer, mut out) = (Writer::default(), Vec::new());
+        flows.write(&mut writer);
+        writer.finish(Format::Text, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        for (name, value) in [("packets", 7), ("bytes", 700)] {
+            let line = |line: &&str| line.starts_with(&format!("glowd_tag_{name}_total{{"));
+            let found: Vec<_> = text.lines().filter(line).collect();
+            assert!(matches!(found[..], [one] if one.ends_with(&format!(" {value}"))), "{text}");
+        }
+    }
 }

@@ -338,11 +338,11 @@ mod tests {
         };
         let traffic = Traffic { packets: 1, octets: 2 };
         let counted = Counted {
-            slot: 0,
             left: traffic,
             unmarked: traffic,
             received: Some(traffic),
             last: Some(now),
+            ..Counted::default()
         };
         let flow = Flow {
             id: FlowId::new(Protocol::Tcp, end(1), end(2)).unwrap(),
