@@ -426,9 +426,14 @@ fn the_first_data_packet_is_marked() {
                 wire.pass(1, |_, _| false);
             }
             talk.join().expect("the talk");
+            // It takes both ends to end a connection.
+            let end = format!("{plugin}: end tcp");
+            wait_for(&end, || {
+                wire.pass(1, |_, _| false);
+                daemon.lines().iter().any(|line| line.contains(&end)).then_some(())
+            });
             (std::mem::take(&mut wire.passed), first)
         });
-        daemon.wait_for_line(&format!("{plugin}: end tcp"));
         let data = |packet: &&(bool, Packet)| {
             packet.1.protocol == TCP && packet.0 && packet.1.data_length > 0
         };
