@@ -44,6 +44,9 @@ demo: deps-test ## show a marked transfer between two network namespaces (root)
 test: deps-test ## run all tests (as root none is skipped)
 	tools/test
 
+shake: deps-test ## run the tests with system calls that are held up at random (ROUNDS=1)
+	tools/shake
+
 system-test: deps-system ## run the units under a real systemd, in containers (root)
 	tools/system-tree
 	$(CARGO) test --locked --test system -- --test-threads=1
