@@ -4,6 +4,8 @@
 //! backends. It is kept in the kernel's own form, of which each reader takes what it needs:
 //! 50,000 of them are 18 MB at the most, and 25 MB where fireflies say all that is known.
 
+use std::hash::Hasher;
+
 use crate::flow::{Timestamp, Usage};
 use crate::net::attributes::{u32_at, Attributes};
 use crate::net::tcp_info::{BbrInfo, DctcpInfo, DiagMessage, TcpInfo, VegasInfo};
@@ -60,6 +62,28 @@ impl Kinds {
     /// The bits that ask the kernel for them.
     pub fn extensions(self) -> u8 {
         (self.0 >> 1).to_le_bytes()[0]
+    }
+
+    /// Whether they are what is said in full.
+    pub fn are_full(self) -> bool {
+        self.has(MESSAGE)
+    }
+
+    /// A number that changes with what a sample of these kinds says, but for how long ago
+    /// something last happened.
+    pub fn digest(self, cookie: u64, attributes: Attributes<'_>, mut hasher: impl Hasher) -> u64 {
+        hasher.write_u64(cookie);
+        for (kind, value) in attributes.filter(|(kind, _)| self.has(*kind)) {
+            hasher.write_u64(u64::from(kind) << 32 | value.len() as u64);
+            match (kind, value.get(..TcpInfo::AGES.start), value.get(TcpInfo::AGES.end..)) {
+                (INFO, Some(before), Some(behind)) => {
+                    hasher.write(before);
+                    hasher.write(behind);
+                }
+                _ => hasher.write(value),
+            }
+        }
+        hasher.finish()
     }
 
     fn has(self, kind: u16) -> bool {

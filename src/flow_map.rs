@@ -58,9 +58,15 @@ impl Hasher for Folded {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        for bytes in bytes.chunks(8) {
+        let mut words = bytes.chunks_exact(8);
+        for word in words.by_ref() {
+            // A length that is known is not looked at.
+            self.write_u64(word.try_into().map_or(0, u64::from_ne_bytes));
+        }
+        let rest = words.remainder();
+        if !rest.is_empty() {
             let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
+            word[..rest.len()].copy_from_slice(rest);
             self.write_u64(u64::from_ne_bytes(word));
         }
     }

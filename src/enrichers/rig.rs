@@ -64,10 +64,22 @@ pub(super) fn wait_for(
     queue: &Queue,
     id: FlowId,
     what: &str,
-    mut is_it: impl FnMut(&Flow) -> bool,
+    is_it: impl FnMut(&Flow) -> bool,
 ) -> Flow {
+    let [flow] = wait_for_each(queue, [id], what, is_it);
+    flow
+}
+
+/// The same of several flows, in any order.
+pub(super) fn wait_for_each<const N: usize>(
+    queue: &Queue,
+    ids: [FlowId; N],
+    what: &str,
+    mut is_it: impl FnMut(&Flow) -> bool,
+) -> [Flow; N] {
     let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
+    let mut found = ids.map(|_| None);
+    while found.iter().any(Option::is_none) {
         assert!(Instant::now() < deadline, "no {what}");
         for event in queue.recv().unwrap().iter() {
             let (kind, flow) = match event {
@@ -75,9 +87,11 @@ pub(super) fn wait_for(
                 Event::End(flow, _) => ("end", flow),
                 _ => continue,
             };
-            if kind == what && flow.id == id && is_it(flow) {
-                return flow.clone();
+            let place = ids.iter().position(|id| kind == what && flow.id == *id && is_it(flow));
+            if let Some(place) = place {
+                found[place].get_or_insert_with(|| flow.clone());
             }
         }
     }
+    found.map(Option::unwrap)
 }

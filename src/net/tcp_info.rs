@@ -12,6 +12,12 @@ use super::attributes::{u16_at, u32_at, u64_at};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpInfo<'a>(pub &'a [u8]);
 
+impl TcpInfo<'_> {
+    /// Where the fields are that tell how long ago something last happened: these change while
+    /// nothing happens.
+    pub const AGES: std::ops::Range<usize> = 44..60;
+}
+
 /// What BBR says of a connection: a struct tcp_bbr_info.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BbrInfo<'a>(pub &'a [u8]);

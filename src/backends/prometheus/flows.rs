@@ -87,7 +87,7 @@ impl Flows {
         Flows { names, registry, rules, metrics, tags, slots, measured, shown: 0, scrapes: 0 }
     }
 
-    /// Works by other rules from now on. The series come back as flows are measured.
+    /// Works by other rules from now on. The series come back as flows are measured, within seconds.
     pub(super) fn obey(&mut self, rules: Rules) {
         if self.rules != rules {
             self.rules = rules;

@@ -42,6 +42,8 @@ const BATCH: usize = 256;
 /// More ports than that are not said to the kernel, which would test each of them for
 /// each socket.
 const PORTS: usize = 16;
+/// A flow of which samples say the same is measured as often, and handed on once in that time.
+const TURN: Duration = Duration::from_secs(10);
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -184,6 +186,8 @@ impl Sampler {
         }
         let Sampler { diag, protocol, wanted, states, watched, filter, .. } = self;
         let kinds = wanted.kinds();
+        let turns = TURN.as_millis() / self.period.as_millis().max(1);
+        let turns = u32::try_from(turns).unwrap_or(1).max(1);
         let (mut samples, mut lost, mut taken) = (Vec::new(), 0, 0);
         let mut now = Timestamp::now();
         loop {
@@ -198,7 +202,16 @@ impl Sampler {
             let outcome = diag.dump_some(&query, |sockets| {
                 let there = sockets.iter().filter_map(|socket| Some((socket.flow().ok()?, socket)));
                 let mut there: Vec<(FlowId, &Socket<'_>)> = there.collect();
-                watched.lock().keep_watched(&mut there);
+                {
+                    let mut watched = watched.lock();
+                    watched.keep_watched(&mut there);
+                    // In full they say how long ago something last happened.
+                    if !kinds.are_full() {
+                        let all = there.len();
+                        watched.keep_changed(&mut there, kinds, turns);
+                        taken += all - there.len();
+                    }
+                }
                 for (id, socket) in there {
                     let Some(info) = sample(socket, kinds, now) else { continue };
                     samples.push((id, info));
@@ -228,6 +241,9 @@ impl Sampler {
             }
         }
         lost += hand_on(samples, out);
+        if lost > 0 || kinds.are_full() {
+            self.watched.lock().say_all_again();
+        }
         self.count(taken, lost);
     }
 

@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
 use crate::dispatcher::Dispatcher;
-use crate::enrichers::rig::{back, connected, context, event, measured, wait_for};
+use crate::enrichers::rig::{back, connected, context, event, measured, wait_for, wait_for_each};
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowState, Usage};
 use crate::net::sock_diag::NO_COOKIE;
@@ -41,10 +41,11 @@ fn usage_is_what_was_sent() {
             far.write_all(&[1; 700]).unwrap();
             near.read_exact(&mut [0; 700]).unwrap();
             let usage = Usage { sent: 30_000, received: 700 };
-            let flow = wait_for(queue, id, "sample", |flow| flow.usage() == Some(usage));
+            let [flow, _] = wait_for_each(queue, [id, back], "sample", |flow| {
+                flow.usage() == Some(if flow.id == id { usage } else { usage.turned() })
+            });
             assert!(!flow.info().unwrap().congestion().unwrap().is_empty());
             assert!(flow.info().unwrap().socket_memory(3).unwrap() > 0);
-            wait_for(queue, back, "sample", |flow| flow.usage() == Some(usage.turned()));
             // More, and the end at once: there is no time for a sample.
             near.write_all(&[1; 4_000]).unwrap();
             far.read_exact(&mut [0; 4_000]).unwrap();
@@ -178,8 +179,7 @@ fn usage_lasts_after_the_connection() {
                 && flow.info().unwrap().tcp_info().unwrap().state() != Some(1)
                 && flow.usage().map(|usage| usage.received.min(usage.sent)) == Some(70)
         };
-        wait_for(queue, back, "sample", half);
-        let flow = wait_for(queue, id, "sample", half);
+        let [flow, _] = wait_for_each(queue, [id, back], "sample", half);
         assert_eq!(flow.usage(), Some(usage));
         drop((near, far));
         // The socket is gone, or waits without knowing anything.
@@ -329,6 +329,59 @@ fn sockets_of_flows_that_go_unheard_of_are_counted() {
             }
         }
     }
+}
+
+/// For how long nothing was handed on, in ms, all being acknowledged.
+fn age_of_silence(since: &mut u32, (is_handed_on, age, unacked): (bool, u32, u32)) -> u32 {
+    if is_handed_on || unacked > 0 {
+        *since = age;
+    }
+    age - *since
+}
+
+/// That time goes by is no news of a connection.
+#[test]
+fn what_says_the_same_as_before_is_handed_on_in_turns() {
+    let (mut near, mut far, id) = connected("[::1]:0", "::1");
+    let wanted = Wanted { ext: 255, in_full: Arc::default() };
+    let kinds = wanted.kinds();
+    let shared = Shared::new(Protocol::Tcp, wanted).unwrap();
+    shared.lock().flows.insert(id, Default::default());
+    let mut diag = Diag::open().unwrap();
+    let (mut age, mut unacked) = (0, 0);
+    // Whether it is handed on, for how long nothing has come, and what is on its way.
+    let mut look = |turns: u32| {
+        let (mut watched, mut count) = (shared.lock(), 0);
+        watched.begin_list();
+        let there = diag.look_up(&id, NO_COOKIE, 0, kinds.extensions(), |socket| {
+            let tcp = socket.tcp_info().unwrap();
+            (age, unacked) = (tcp.last_data_recv().unwrap(), tcp.unacked().unwrap());
+            let mut there = vec![(id, socket)];
+            watched.keep_watched(&mut there);
+            watched.keep_changed(&mut there, kinds, turns);
+            count = there.len();
+        });
+        assert_eq!(there, Ok(true));
+        (count == 1, age, unacked)
+    };
+    // Longer than the test.
+    const NEVER: u32 = u32::MAX;
+    assert!(look(NEVER).0);
+    for octets in [10, 20_000] {
+        near.write_all(&vec![1; octets]).unwrap();
+        far.read_exact(&mut vec![0; octets]).unwrap();
+        assert!(look(NEVER).0);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut since = look(NEVER).1;
+        // Acknowledgements may be late.
+        while age_of_silence(&mut since, look(NEVER)) < 300 {
+            assert!(Instant::now() < deadline, "it is never the same for 300 ms");
+        }
+    }
+    let mut count = |lists: usize, turns| (0..lists).filter(|_| look(turns).0).count();
+    assert_eq!([count(70, 7), count(5, 1), count(5, NEVER)], [10, 5, 0]);
+    shared.lock().say_all_again();
+    assert_eq!(count(5, NEVER), 1);
 }
 
 #[test]

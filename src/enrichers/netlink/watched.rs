@@ -5,6 +5,7 @@
 //! A socket may go between two samples and before its flow ends. The kernel tells of that,
 //! of every connection of the host, and here is kept what is of a flow that is open.
 
+use std::hash::BuildHasher;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::{sample, Wanted, NAME};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
-use crate::flow_info::FlowInfo;
+use crate::flow_info::{FlowInfo, Kinds};
 use crate::flow_map::FlowMap;
 use crate::net::sock_diag::{extension, Diag, Ends, Socket, NO_COOKIE};
 use crate::warn_limited;
@@ -34,6 +35,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Known {
     /// The last list that had it, by number; 0: none had.
     seen: u32,
+    /// What the last sample said that was handed on, see [`Kinds::digest`].
+    said: u64,
     /// What TCP knew when it went.
     last: Option<Box<FlowInfo>>,
 }
@@ -60,6 +63,8 @@ pub(super) struct Watched {
     /// After so many of them the kernel gave up telling of sockets, and no list has been made
     /// since then that shows which.
     deaf_since: Option<u32>,
+    /// Added to what samples say: where it is another, all of them have changed.
+    changes: u64,
     /// Sockets of flows that went unheard of, and are not yet counted.
     unheard: usize,
     /// None: the kernel does not tell, or does not any more.
@@ -94,6 +99,7 @@ impl Shared {
             queue: None,
             lists: 0,
             deaf_since: None,
+            changes: 0,
             unheard: 0,
             ends,
             diag: Diag::open()?,
@@ -157,6 +163,32 @@ impl Watched {
             }
             true
         });
+    }
+
+    /// Leaves out those of which a sample says what the last one said that was handed on: most
+    /// connections are idle most of the time. But each has its turn once in `turns` lists,
+    /// since a backend may have been kept from one, or begun to want it.
+    pub(super) fn keep_changed(
+        &mut self,
+        there: &mut Vec<(FlowId, &Socket<'_>)>,
+        kinds: Kinds,
+        turns: u32,
+    ) {
+        let Watched { flows, lists, changes, .. } = self;
+        let hasher = flows.hasher().clone();
+        there.retain(|(id, socket)| {
+            let Some(known) = flows.get_mut(id) else { return false };
+            let said = kinds.digest(socket.cookie, socket.attributes(), hasher.build_hasher());
+            let said = said.wrapping_add(*changes);
+            let has_changed = std::mem::replace(&mut known.said, said) != said;
+            has_changed || socket.cookie.wrapping_add(u64::from(*lists)) % u64::from(turns) == 0
+        });
+    }
+
+    /// Has the next list leave out nothing: what was handed on may not have arrived, or was said
+    /// in another way.
+    pub(super) fn say_all_again(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
     }
 
     /// A list is made. If the kernel gave up telling of sockets, it shows whose may have gone;
