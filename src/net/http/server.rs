@@ -70,6 +70,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// client that sends one request after the other gets twice as many answered so.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Clients are granted as much time as it takes to answer others, if that is as long.
+const STALL: Duration = Duration::from_millis(100);
+
 /// How many connections are accepted before the others get their turn.
 const ACCEPT: usize = 64;
 
@@ -185,6 +188,7 @@ impl Server {
                     token => hall.ready(&poller, token, now),
                 }
             }
+            hall.put_off(now.elapsed());
             if hall.wake.is_some_and(|wake| wake <= now) {
                 hall.expire(&poller, now);
             }
@@ -360,6 +364,14 @@ impl Hall<'_> {
         }
     }
 
+    /// Gives everybody as much more time as the thread has just spent without reading or writing
+    /// for them: an answer may have had to wait for the dispatcher.
+    fn put_off(&mut self, by: Duration) {
+        if by >= STALL {
+            self.connections.iter_mut().flatten().for_each(|connection| connection.deadline += by);
+        }
+    }
+
     /// Ends what is due, and finds the next deadline.
     fn expire(&mut self, poller: &Poller, now: Instant) {
         if self.paused.is_some_and(|until| until <= now) {
@@ -397,6 +409,37 @@ fn token_of(slot: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Nothing;
+
+    impl Service for Nothing {
+        fn answer(&mut self, _: &Request<'_>, _: bool, _: &mut Vec<u8>) -> Answer {
+            Answer::json(200)
+        }
+    }
+
+    #[test]
+    fn nobody_pays_for_the_time_that_answers_to_others_take() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (settings, now) = (Settings::default(), Instant::now());
+        let connection = Connection::new(stream, now, &settings).unwrap();
+        let due = connection.deadline;
+        let mut service = Nothing;
+        let mut hall = Hall {
+            listener,
+            connections: vec![None, Some(connection)],
+            open: 1,
+            shared: Shared::new(&mut service, settings, true),
+            wake: Some(due),
+            paused: None,
+        };
+        for (by, later) in [(Duration::from_millis(99), 0), (Duration::from_secs(26), 26)] {
+            hall.put_off(by);
+            let deadline = hall.connections[1].as_ref().unwrap().deadline;
+            assert_eq!(deadline, due + Duration::from_secs(later));
+        }
+    }
 
     #[test]
     fn the_defaults_are_those_that_are_documented() {
