@@ -56,7 +56,8 @@ static void hold_up(void)
         uint64_t micros = draw() % limit;
         struct timespec time = { micros / 1000000, micros % 1000000 * 1000 };
 
-        /* Not nanosleep: a signal ends it all the same. */
+        /* A signal that comes meanwhile ends it, and not the call behind it: as if it had come
+         * just before. */
         clock_nanosleep(CLOCK_MONOTONIC, 0, &time, NULL);
     }
     errno = error;
