@@ -37,6 +37,9 @@ const BBR: u16 = 16;
 /// CLOSE-WAIT, LAST-ACK, CLOSING.
 const AFTER_FIN: [u8; 5] = [6, 7, 8, 9, 11];
 
+/// Of a sample that is no older nothing is known of what has happened since, in us.
+const FRESH: u64 = 2_000_000;
+
 /// What everybody reads who reads samples.
 const ALWAYS: u32 = 1 << INFO | 1 << CONGESTION | 1 << SOCKET_MEMORY;
 
@@ -212,6 +215,15 @@ impl FlowInfo {
         self.find(INFO).map(TcpInfo)
     }
 
+    /// How long ago at `now` something last happened, in ms, that had been `age` ago when the
+    /// sample was taken: right to the enrichers' period. Where that is a second, an old sample is
+    /// the last one since nothing has happened.
+    pub fn ago(&self, age: Option<u32>, now: Timestamp) -> Option<u32> {
+        let since = Some(now.0.saturating_sub(self.time.0)).filter(|since| *since > FRESH);
+        let since = u32::try_from(since.unwrap_or(0) / 1000).unwrap_or(u32::MAX);
+        Some(age?.saturating_add(since))
+    }
+
     /// The name of the congestion control.
     pub fn congestion(&self) -> Option<&str> {
         let name = self.find(CONGESTION)?;
@@ -346,6 +358,15 @@ mod tests {
         ]);
         let kinds = Kinds::new(u8::MAX, true);
         FlowInfo::new(Timestamp(7), 1, kinds, &[1; 72], Attributes(&bytes))
+    }
+
+    #[test]
+    fn an_old_sample_ages() {
+        let info = whole(b"cubic\0", VEGAS);
+        let at = |micros| info.ago(Some(5), Timestamp(7 + micros));
+        assert_eq!([at(0), at(FRESH), at(FRESH + 1000)], [Some(5), Some(5), Some(2006)]);
+        assert_eq!((info.ago(Some(5), Timestamp(0)), at(u64::MAX - 7)), (Some(5), Some(u32::MAX)));
+        assert_eq!(info.ago(None, Timestamp(u64::MAX)), None);
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Encoder {
         if let Some((mode, info)) = self.enrichment.zip(info) {
             // As flowd-go, whose block of that name is in no other firefly.
             let is_ongoing = info.by_program && stage == Stage::Ongoing;
-            enrich::add(mode, info, is_ongoing.then_some("skOps"), out, before, MAX_LEN);
+            enrich::add(mode, info, is_ongoing.then_some("skOps"), out, before, MAX_LEN, now.0);
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::fmt::{self, Display};
 use std::io::Write;
 
+use crate::flow::Timestamp;
 use crate::flow_info::FlowInfo;
 use crate::net::tcp_info::{DiagMessage, TcpInfo};
 
@@ -164,7 +165,7 @@ impl Block {
 
 /// Adds the block to the document that `out` ends with, which began at `start` and ends in a
 /// brace. The whole is not longer than `longest`. With `second` all but the round-trip time is
-/// in a block of that name.
+/// in a block of that name. It is `now`.
 pub(super) fn add(
     mode: Mode,
     info: &FlowInfo,
@@ -172,6 +173,7 @@ pub(super) fn add(
     out: &mut Vec<u8>,
     start: usize,
     longest: usize,
+    now: Timestamp,
 ) {
     let tcp = match info.tcp_info() {
         Some(tcp) => tcp,
@@ -194,8 +196,8 @@ pub(super) fn add(
     block.rtt(tcp);
     match mode {
         Mode::Lean => lean(&mut block, info, tcp),
-        Mode::Compatible => compatible(&mut block, tcp),
-        Mode::Full => full(&mut block, info, tcp),
+        Mode::Compatible => compatible(&mut block, info, tcp, now),
+        Mode::Full => full(&mut block, info, tcp, now),
     }
     block.write(name, out);
     out.push(b'}');
@@ -232,7 +234,7 @@ fn algorithm(block: &mut Block, info: &FlowInfo) {
 
 /// In this order: how much was carried and how fast, what bounds that, what waits where, and
 /// the rest.
-fn full(block: &mut Block, info: &FlowInfo, tcp: TcpInfo<'_>) {
+fn full(block: &mut Block, info: &FlowInfo, tcp: TcpInfo<'_>, now: Timestamp) {
     leanest(block, tcp);
     block.number("bytesRetrans", tcp.bytes_retrans());
     block.number("bytesAcked", tcp.bytes_acked());
@@ -283,9 +285,9 @@ fn full(block: &mut Block, info: &FlowInfo, tcp: TcpInfo<'_>) {
     block.number("ato", tcp.ato());
     block.number("probes", tcp.probes());
     block.number("backoff", tcp.backoff());
-    block.number("lastDataSent", tcp.last_data_sent());
-    block.number("lastDataRecv", tcp.last_data_recv());
-    block.number("lastAckRecv", tcp.last_ack_recv());
+    block.number("lastDataSent", info.ago(tcp.last_data_sent(), now));
+    block.number("lastDataRecv", info.ago(tcp.last_data_recv(), now));
+    block.number("lastAckRecv", info.ago(tcp.last_ack_recv(), now));
     block.number("maxPacingRate", tcp.max_pacing_rate());
     block.number("fastOpenClientFail", tcp.fastopen_failure());
     block.number("fAckets", tcp.fackets());
@@ -400,7 +402,7 @@ const STATES: [&str; 12] = [
     "closing",
 ];
 
-fn compatible(block: &mut Block, tcp: TcpInfo<'_>) {
+fn compatible(block: &mut Block, info: &FlowInfo, tcp: TcpInfo<'_>, now: Timestamp) {
     // The kernel's ways to say that there is none yet.
     let rto = tcp.rto().map(|rto| if rto == 3_000_000 { 0 } else { rto });
     let threshold = tcp.snd_ssthresh().map(|size| if size >= 65535 { 0 } else { size });
@@ -450,9 +452,9 @@ fn compatible(block: &mut Block, tcp: TcpInfo<'_>) {
     block.millis("ato", tcp.ato());
     block.number("backoff", tcp.backoff());
     block.number("probes", tcp.probes());
-    block.number("last_data_sent", tcp.last_data_sent());
-    block.number("last_data_recv", tcp.last_data_recv());
-    block.number("last_ack_recv", tcp.last_ack_recv());
+    block.number("last_data_sent", info.ago(tcp.last_data_sent(), now));
+    block.number("last_data_recv", info.ago(tcp.last_data_recv(), now));
+    block.number("last_ack_recv", info.ago(tcp.last_ack_recv(), now));
     block.number("delivery_rate_app_limited", tcp.is_app_limited());
     // The kernel has given these up and says 0.
     block.number("last_ack_sent", Some(0_u8));

@@ -46,7 +46,7 @@ fn sample(fill: u8, rtt: u32) -> FlowInfo {
 
 fn added(mode: Mode, info: &FlowInfo, longest: usize) -> String {
     let mut out = b"head {\"version\":1}".to_vec();
-    add(mode, info, None, &mut out, 5, longest);
+    add(mode, info, None, &mut out, 5, longest, info.time);
     let text = String::from_utf8(out).unwrap();
     assert!(text.len() <= 5 + longest.max(13), "{text}");
     text[5..].to_owned()
@@ -262,7 +262,7 @@ fn a_second_block_takes_all_but_the_round_trip_time() {
     let info = sample(1, 1_234_056);
     for mode in [Mode::Lean, Mode::Compatible, Mode::Full] {
         let mut out = b"{}".to_vec();
-        add(mode, &info, Some("skOps"), &mut out, 0, 10_000);
+        add(mode, &info, Some("skOps"), &mut out, 0, 10_000, info.time);
         let document: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(document["netlink"], json!({ "rtt": 1234.056 }));
         assert_eq!(document["skOps"], parsed(mode, &info));

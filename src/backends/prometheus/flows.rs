@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::series::{self, Reading, Units};
 use crate::config::Section;
-use crate::flow::{Flow, FlowId, News, Tag};
+use crate::flow::{Flow, FlowId, News, Tag, Timestamp};
 use crate::meter::Traffic;
 use crate::metrics::families::{FLOWS_WITHOUT_SERIES, TAG_BYTES, TAG_FLOWS_OPEN, TAG_PACKETS};
 use crate::metrics::{label, Format, Metrics, Writer};
@@ -87,7 +87,7 @@ impl Flows {
         Flows { names, registry, rules, metrics, tags, slots, measured, shown: 0, scrapes: 0 }
     }
 
-    /// Works by other rules from now on. The series come back as flows are measured, within seconds.
+    /// Works by other rules from now on. The series come back as flows are measured.
     pub(super) fn obey(&mut self, rules: Rules) {
         if self.rules != rules {
             self.rules = rules;
@@ -195,9 +195,10 @@ impl Flows {
 
     /// Writes the series of each flow.
     pub(super) fn write_series(&self, format: Format, out: &mut Vec<u8>) {
+        let now = Timestamp::now();
         let rows = self.measured.values().filter_map(|measured| {
             let info = measured.news.info.as_deref()?;
-            Some((measured.labels.as_deref()?, Reading { tcp: info.tcp_info()?, info }))
+            Some((measured.labels.as_deref()?, Reading { tcp: info.tcp_info()?, info, now }))
         });
         let rows: Vec<_> = rows.collect();
         series::write(&rows, self.rules.units, format, out);
@@ -280,7 +281,7 @@ mod tests {
             id: FlowId::new(Protocol::Udp, end(1), end(2)).unwrap(),
             tag,
             label: tag.label(0),
-            start: crate::flow::Timestamp(1),
+            start: Timestamp(1),
             is_undated: false,
             source: "test",
             application: None,

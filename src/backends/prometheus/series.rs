@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use crate::flow::Timestamp;
 use crate::flow_info::FlowInfo;
 use crate::metrics::{Format, Kind};
 use crate::net::tcp_info::TcpInfo;
@@ -50,6 +51,14 @@ impl Unit {
 pub(super) struct Reading<'a> {
     pub(super) tcp: TcpInfo<'a>,
     pub(super) info: &'a FlowInfo,
+    /// When it is read.
+    pub(super) now: Timestamp,
+}
+
+impl Reading<'_> {
+    fn ago(self, age: Option<u32>) -> Option<u64> {
+        self.info.ago(age, self.now).map(Into::into)
+    }
 }
 
 /// One number of each flow.
@@ -138,11 +147,11 @@ series! {
         let window = u64::from(r.tcp.snd_cwnd()?) * u64::from(r.tcp.snd_mss()?);
         (window * 1_000_000).checked_div(r.tcp.rtt()?.into())
     }, "What the congestion window would let through";
-    "lastsnd", "lastsnd": Plain |r| r.tcp.last_data_sent().map(Into::into),
+    "lastsnd", "lastsnd": Plain |r| r.ago(r.tcp.last_data_sent()),
         "Since data was last sent, in ms";
-    "lastrcv", "lastrcv": Plain |r| r.tcp.last_data_recv().map(Into::into),
+    "lastrcv", "lastrcv": Plain |r| r.ago(r.tcp.last_data_recv()),
         "Since data was last received, in ms";
-    "lastack", "lastack": Plain |r| r.tcp.last_ack_recv().map(Into::into),
+    "lastack", "lastack": Plain |r| r.ago(r.tcp.last_ack_recv()),
         "Since an acknowledgement was last received, in ms";
     "pacing_rate", "pacing_rate": Rate |r| r.tcp.pacing_rate().filter(|rate| *rate < u64::MAX),
         "Rate of pacing";
@@ -255,7 +264,7 @@ fn write_algorithms(rows: &[Row<'_>], units: Units, format: Format, out: &mut Ve
     let (start, (name, label)) = (out.len(), algorithm(units));
     format.head(&format!("flow_tcp_{name}"), Kind::Info, &format!("{ALGORITHM}."), out);
     let head = out.len();
-    for (labels, Reading { tcp, info }) in rows {
+    for (labels, Reading { tcp, info, .. }) in rows {
         let Some(algorithm) = info.congestion() else { continue };
         let mut text = String::new();
         if units == Units::Flowd {
@@ -309,8 +318,9 @@ mod tests {
         for (at, value) in rates {
             tcp[at..at + 8].copy_from_slice(&value.to_ne_bytes());
         }
-        let info = FlowInfo::by_program(crate::flow::Timestamp(0), 1, &tcp, b"cubic");
-        let rows = [("{l=\"\"", Reading { tcp: info.tcp_info().unwrap(), info: &info })];
+        let info = FlowInfo::by_program(Timestamp(0), 1, &tcp, b"cubic");
+        let rows =
+            [("{l=\"\"", Reading { tcp: info.tcp_info().unwrap(), info: &info, now: info.time })];
         let written = |units| {
             let mut out = Vec::new();
             write(&rows, units, Format::Text, &mut out);

@@ -42,7 +42,8 @@ const BATCH: usize = 256;
 /// More ports than that are not said to the kernel, which would test each of them for
 /// each socket.
 const PORTS: usize = 16;
-/// A flow of which samples say the same is measured as often, and handed on once in that time.
+/// A flow of which samples say the same is measured as often, and handed on once in as many lists
+/// as that time has periods.
 const TURN: Duration = Duration::from_secs(10);
 /// The queue of those flows that start and end is emptied at least as often.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -207,9 +208,7 @@ impl Sampler {
                     watched.keep_watched(&mut there);
                     // In full they say how long ago something last happened.
                     if !kinds.are_full() {
-                        let all = there.len();
-                        watched.keep_changed(&mut there, kinds, turns);
-                        taken += all - there.len();
+                        taken += watched.keep_changed(&mut there, kinds, turns);
                     }
                 }
                 for (id, socket) in there {
@@ -279,14 +278,16 @@ fn hand_on(samples: Vec<(FlowId, FlowInfo)>, out: &Inlet) -> usize {
 /// What the kernel says of a socket; None: nothing that is worth more than what it said
 /// before.
 fn sample(socket: &Socket<'_>, kinds: Kinds, now: Timestamp) -> Option<FlowInfo> {
-    // Not a whole socket, or not any more: what is left of one may still be called FIN-WAIT-2.
+    says_more(socket, kinds)
+        .then(|| FlowInfo::new(now, socket.cookie, kinds, socket.message(), socket.attributes()))
+}
+
+/// Not of half a socket, or not any more: what is left of one may still be called FIN-WAIT-2.
+fn says_more(socket: &Socket<'_>, kinds: Kinds) -> bool {
     let is_rest = socket.protocol == Protocol::Tcp
         && kinds.extensions() & extension::INFO != 0
         && socket.tcp_info().is_none();
-    if is_rest || [State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state) {
-        return None;
-    }
-    Some(FlowInfo::new(now, socket.cookie, kinds, socket.message(), socket.attributes()))
+    !is_rest && ![State::TIME_WAIT, State::SYN_RECEIVED].contains(&socket.state)
 }
 
 /// For the ports of the flows, on the side that has fewer of them.

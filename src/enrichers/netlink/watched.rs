@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::closed::closed_in;
-use super::{sample, Wanted, NAME};
+use super::{sample, says_more, Wanted, NAME};
 use crate::dispatcher::{Event, Queue};
 use crate::error::Result;
 use crate::flow::{FlowId, Protocol, Timestamp};
@@ -167,22 +167,30 @@ impl Watched {
 
     /// Leaves out those of which a sample says what the last one said that was handed on: most
     /// connections are idle most of the time. But each has its turn once in `turns` lists,
-    /// since a backend may have been kept from one, or begun to want it.
+    /// since a backend may have been kept from one, or begun to want it. Returns how many are left
+    /// out.
     pub(super) fn keep_changed(
         &mut self,
         there: &mut Vec<(FlowId, &Socket<'_>)>,
         kinds: Kinds,
         turns: u32,
-    ) {
+    ) -> usize {
         let Watched { flows, lists, changes, .. } = self;
         let hasher = flows.hasher().clone();
+        let mut same = 0;
         there.retain(|(id, socket)| {
-            let Some(known) = flows.get_mut(id) else { return false };
+            let Some(known) = flows.get_mut(id).filter(|_| says_more(socket, kinds)) else {
+                return false;
+            };
             let said = kinds.digest(socket.cookie, socket.attributes(), hasher.build_hasher());
             let said = said.wrapping_add(*changes);
             let has_changed = std::mem::replace(&mut known.said, said) != said;
-            has_changed || socket.cookie.wrapping_add(u64::from(*lists)) % u64::from(turns) == 0
+            let turn = socket.cookie.wrapping_add(u64::from(*lists)) % u64::from(turns);
+            let is_kept = has_changed || turn == 0;
+            same += usize::from(!is_kept);
+            is_kept
         });
+        same
     }
 
     /// Has the next list leave out nothing: what was handed on may not have arrived, or was said
