@@ -351,6 +351,16 @@ impl Daemon {
         kill(pid, signal).expect("to send a signal");
     }
 
+    /// Waits until the marker, which hears of a flow behind the dispatcher, has done what the
+    /// dispatcher knows of: it reports behind that.
+    pub(crate) fn wait_for_marker(&self) {
+        let reports =
+            || self.lines().iter().filter(|line| line.contains("flows are in the map")).count();
+        let before = reports();
+        self.signal(Signal::SIGUSR1);
+        wait_for("the marker's report", || (reports() > before).then_some(()));
+    }
+
     /// Sends `signal` and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);

@@ -139,11 +139,11 @@ fn what_it_does_not_see_the_marker_counts() {
         let (from, to) = ends(port);
         let change = |is_start| line(is_start, "tcp", from, to, ATLAS);
         daemon.write(&change(true));
-        // The marker hears of it behind the dispatcher.
-        wait_for("the entry", || {
+        wait_for("the flow", || {
             let (_, answer) = pair.here.enter(|| daemon.get("/flows"));
             answer["flows"][0]["marked"].is_object().then_some(())
         });
+        daemon.wait_for_marker();
         let Connection { mut client, mut server } = old.unwrap_or_else(|| open((from, to)));
         client.write_all(&[1; 3000]).expect("to send");
         server.read_exact(&mut [0; 3000]).expect("what was sent");
