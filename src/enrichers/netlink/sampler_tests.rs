@@ -9,11 +9,13 @@ use std::os::fd::AsRawFd;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Dispatcher, Event};
 use crate::enrichers::rig::{back, connected, context, event, measured, wait_for, wait_for_each};
 use crate::entropy::EntropyKey;
 use crate::flow::{Flow, FlowState, Usage};
+use crate::flow_table::{Authority, Change, FlowTable};
 use crate::net::sock_diag::NO_COOKIE;
+use crate::queue::queue;
 
 fn section(path: &str) -> Section {
     let keys = super::super::SPEC.keys.iter();
@@ -329,6 +331,30 @@ fn sockets_of_flows_that_go_unheard_of_are_counted() {
             }
         }
     }
+}
+
+/// While many are told of, a flow may begin and lose its socket.
+#[test]
+fn the_end_of_a_socket_is_known_whose_flow_has_just_begun() {
+    let wanted = Wanted { ext: 255, in_full: Arc::default() };
+    let shared = Shared::new(Protocol::Tcp, wanted).unwrap();
+    let (mut outlet, queue) = queue("test".into());
+    let mut watched = shared.lock();
+    watched.queue = Some(queue);
+    let (near, far, id) = connected("[::1]:0", "::1");
+    let mut table = FlowTable::new(EntropyKey::of_this_boot());
+    let start = event(FlowState::Start, id);
+    let Change::Opened(flow) = table.apply(start, ("test", Authority::Told), Timestamp(1)) else {
+        panic!("not opened");
+    };
+    outlet.send(Arc::new(vec![Event::Start(flow)]));
+    drop((near, far));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while watched.fresh.is_empty() {
+        assert!(Instant::now() < deadline, "its end is missed");
+        watched.take_ends();
+    }
+    assert_eq!(watched.fresh[0].0, id);
 }
 
 /// For how long nothing was handed on, in ms, all being acknowledged.

@@ -124,20 +124,8 @@ impl Watched {
 
     /// Learns which flows have started and ended, and which of them have lost their socket.
     pub(super) fn follow(&mut self) {
-        while let Some(batch) = self.queue.as_ref().and_then(Queue::try_recv) {
-            for event in batch.iter() {
-                self.has_changed |= match event {
-                    Event::Start(flow) if flow.id.protocol() == self.protocol => {
-                        self.flows.insert(flow.id, Known::default()).is_none()
-                    }
-                    Event::End(flow, _) => {
-                        self.bound.remove(&flow.id);
-                        self.flows.remove(&flow.id).is_some()
-                    }
-                    _ => false,
-                };
-            }
-        }
+        let Watched { queue, flows, bound, protocol, has_changed, .. } = self;
+        *has_changed |= learn(queue.as_ref(), flows, bound, *protocol);
         if self.flows.capacity() > 4096 && self.flows.len() < self.flows.capacity() / 8 {
             self.flows.shrink_to(self.flows.len() * 2);
         }
@@ -229,12 +217,17 @@ impl Watched {
         std::mem::take(&mut self.unheard)
     }
 
-    fn take_ends(&mut self) {
-        let Watched { flows, fresh, diag, lists, deaf_since, ends: Some(ends), .. } = self else {
-            return;
-        };
+    /// Takes what the kernel tells of sockets that went.
+    pub(super) fn take_ends(&mut self) {
+        let Watched { queue, flows, bound, protocol, has_changed, fresh, .. } = self;
+        let (diag, lists, deaf_since) = (&mut self.diag, self.lists, &mut self.deaf_since);
+        let Some(ends) = &mut self.ends else { return };
         let outcome = ends.take(|socket| {
             let Ok(id) = socket.flow() else { return };
+            if !flows.contains_key(&id) {
+                // It may have begun since the first of many was taken.
+                *has_changed |= learn(queue.as_ref(), flows, bound, *protocol);
+            }
             let Some(known) = flows.get_mut(&id) else { return };
             let place = diag.in_place_of(&id, socket.interface).ok().flatten();
             let state = closed_in(socket, place);
@@ -246,7 +239,7 @@ impl Watched {
         match outcome {
             Ok(false) => {}
             // Most sockets are no flow's, so this says little yet.
-            Ok(true) => *deaf_since = Some(*lists),
+            Ok(true) => *deaf_since = Some(lists),
             Err(errno) => {
                 log::warn!("{NAME}: cannot hear of sockets that go: {errno}");
                 self.ends = None;
@@ -303,6 +296,31 @@ impl Watched {
             self.take_ends();
         }
     }
+}
+
+/// Learns which flows have started and ended; returns whether they are others now.
+fn learn(
+    queue: Option<&Queue>,
+    flows: &mut FlowMap<Known>,
+    bound: &mut FlowMap<u32>,
+    protocol: Protocol,
+) -> bool {
+    let mut has_changed = false;
+    while let Some(batch) = queue.and_then(Queue::try_recv) {
+        for event in batch.iter() {
+            has_changed |= match event {
+                Event::Start(flow) if flow.id.protocol() == protocol => {
+                    flows.insert(flow.id, Known::default()).is_none()
+                }
+                Event::End(flow, _) => {
+                    bound.remove(&flow.id);
+                    flows.remove(&flow.id).is_some()
+                }
+                _ => false,
+            };
+        }
+    }
+    has_changed
 }
 
 /// Not what is left of a socket, such as one that is TIME-WAIT.
